@@ -1,0 +1,1 @@
+"""Host models: the only place that knows the insides of transformers."""

@@ -1,0 +1,50 @@
+"""LLaVA-OneVision: any per-frame tower, projector, then bilinear halving of the grid, Qwen2; a newline row ends the video.
+
+The demo model is one, with a CLIP tower that has a [CLS].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from videoprune.models.host import QUESTION, Host
+
+
+class LlavaOnevision(Host):
+    """Stock LlavaOnevisionForConditionalGeneration."""
+
+    family = "llava-onevision"
+    source = "transformers' LlavaOnevisionForConditionalGeneration.get_video_features and the model's chat template"
+
+    def token_grid(self) -> tuple[int, int]:
+        side = math.ceil(self.patch_side / 2)
+        return side, side
+
+    def unit_of_patch(self) -> Tensor:
+        """A cell reads the two patch rows around its centre (bilinear); each row belongs to the cell that weighs it most."""
+        side, cells = self.patch_side, self.token_grid()[0]
+        centre = (torch.arange(cells) + 0.5) * side / cells - 0.5
+        weight = (1 - (torch.arange(side)[:, None] - centre[None]).abs()).clamp(min=0)  # (side, cells)
+        nearest = torch.argmax(weight, dim=1)
+        return (nearest[:, None] * cells + nearest[None, :]).flatten()
+
+    def project(self, hidden: Tensor) -> Tensor:
+        return self.model.model.apply_pooling(self.model.model.multi_modal_projector(hidden))
+
+    def newline(self) -> Tensor | None:
+        return self.model.model.image_newline
+
+    def template(self) -> tuple[str, str]:
+        """From the tokenizer's chat template where it knows videos, else the family's own (Qwen2 chat, one <video>)."""
+        content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
+        text = ""
+        if getattr(self.tokenizer, "chat_template", None):
+            messages = [{"role": "user", "content": content}]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        if text.count("<video>") != 1 or QUESTION not in text:
+            text = f"<|im_start|>user <video>\n{QUESTION}<|im_end|><|im_start|>assistant\n"
+        before, behind = text.split("<video>")
+        return before, behind

@@ -1,0 +1,265 @@
+"""The vision tower as our own loop over its stock layers, so that units can leave between layers.
+
+For towers that see one frame at a time (CLIP, SigLIP). Frames are the batch dimension; frames that keep equally many patches
+run as one dense batch, never padded and never masked. A unit is the set of patches that becomes one language-model token.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videoprune.errors import UsageError
+from videoprune.method import EncodeMethod, TowerView
+
+
+@dataclass(eq=False)
+class TowerOutput:
+    """What left the tower for a chunk of F frames.
+
+    Attributes:
+        hidden: (F, N, C) patches on the full grid; those of an absorbed unit hold the values of the unit that absorbed it,
+            those of a dropped one zeros.
+        kept: (F, U) bool, the units that came through.
+        absorbed_by: (F, U) int64 unit of the same frame that stands for each, itself where kept, -1 where dropped.
+        cls: (F, C) the [CLS] row, None on a tower without one.
+        lengths: (frames, rows of one frame at each layer that ran), one entry for each pattern that occurred.
+    """
+
+    hidden: Tensor
+    kept: Tensor
+    absorbed_by: Tensor
+    cls: Tensor | None
+    lengths: list[tuple[int, list[int]]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Group:
+    """Frames with equally many patches: frame (f,) rows of the chunk, hidden (f, extra+P, C), patch (f, P)."""
+
+    frame: Tensor
+    hidden: Tensor
+    patch: Tensor
+
+
+@dataclass(eq=False)
+class Books:
+    """Who stands for whom in a chunk: alive (F, U) bool, size (F, U) original units, absorbed_by (F, U) unit or -1."""
+
+    alive: Tensor
+    size: Tensor
+    absorbed_by: Tensor
+
+    def columns(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Units alive, ascending: order (F, W) unit numbers, valid (F, W) false where a frame has fewer, and the inverse
+        column (F, U) of each unit."""
+        width = int(self.alive.sum(dim=1).max())
+        order = torch.argsort((~self.alive).to(torch.int8), dim=1, stable=True)[:, :width]
+        column = torch.zeros_like(self.size)
+        column.scatter_(1, order, torch.arange(width, device=order.device).expand_as(order))
+        return order, self.alive.gather(1, order), column
+
+
+class DenseTower:
+    """A per-frame vision tower.
+
+    Args:
+        tower: stock CLIPVisionModel or SiglipVisionModel.
+        stop: layers that run; a host that selects hidden state -2 never computes the last one.
+        unit_of_patch: (N,) int64, unit of every patch, raster order; units are numbered in raster order too.
+        has_cls: whether row 0 is a [CLS].
+    """
+
+    def __init__(self, tower: Any, stop: int, unit_of_patch: Tensor, has_cls: bool) -> None:
+        self.stop, self.has_cls, self.extra = stop, has_cls, int(has_cls)
+        inner = getattr(tower, "vision_model", tower)
+        self.embeddings = inner.embeddings
+        self.first_norm: Callable[[Tensor], Tensor] = getattr(inner, "pre_layrnorm", nn.Identity())
+        self.layers: Sequence[Any] = inner.encoder.layers
+        device = self.layers[0].layer_norm1.weight.device
+        self.unit_of_patch = unit_of_patch.to(device)
+        self.patches, self.units = len(unit_of_patch), int(unit_of_patch.max()) + 1
+        # patch_at[u, o]: the o-th patch of unit u. A unit at the ragged edge of an odd grid has fewer and repeats them, so
+        # that a patch always finds a partner at its own place when units are merged.
+        inside = [(unit_of_patch == unit).nonzero()[:, 0] for unit in range(self.units)]
+        self.largest = max(len(patches) for patches in inside)
+        place = torch.arange(self.largest)
+        self.patch_at = torch.stack([patches[place % len(patches)] for patches in inside]).to(device)
+        self.patches_in = torch.tensor([len(patches) for patches in inside], device=device)
+        offset = torch.zeros_like(unit_of_patch)
+        for patches in inside:
+            offset[patches] = torch.arange(len(patches))
+        self.offset = offset.to(device)
+
+    @torch.no_grad()
+    def __call__(self, pixels: Tensor, frame: Tensor, methods: Sequence[EncodeMethod] = ()) -> TowerOutput:
+        """Run F frames (F, 3, H, W); `frame` (F,) are their numbers in the film; methods act in order after their layers."""
+        hidden = self.first_norm(self.embeddings(pixels))
+        frames, device = len(hidden), hidden.device
+        unit = torch.arange(self.units, device=device).repeat(frames, 1)
+        books = Books(torch.ones_like(unit, dtype=torch.bool), torch.ones_like(unit), unit)
+        groups = [Group(torch.arange(frames, device=device), hidden, torch.arange(self.patches, device=device).expand(frames, -1))]
+        acting: dict[int, list[tuple[EncodeMethod, int]]] = {}
+        for method in methods:
+            for step, number in enumerate(method.layers(self.stop)):
+                acting.setdefault(number, []).append((method, step))
+        patterns: list[list[int]] = [[] for _ in range(frames)]
+        for number in range(self.stop):
+            layer, entered = self.layers[number], [group.hidden for group in groups]
+            for group in groups:
+                group.hidden = layer(group.hidden, None)
+                for row in range(frames) if len(groups) == 1 else group.frame.tolist():
+                    patterns[row].append(group.hidden.shape[1])
+            for method, step in acting.get(number, ()):
+                act = _Act(self, number, step, groups, entered, books, pixels, frame)
+                groups = act.shrink(*act.decide(method))
+                entered = [group.hidden for group in groups]
+        full, first, _ = self._spread(groups, frames)
+        if methods:
+            owner = books.absorbed_by[:, self.unit_of_patch]  # (F, N)
+            source = self.patch_at[owner.clamp(min=0), self.offset]
+            full = torch.where((owner >= 0)[..., None], full.gather(1, source[..., None].expand_as(full)), 0)
+        lengths = [(count, list(rows)) for rows, count in Counter(map(tuple, patterns)).items()]
+        return TowerOutput(full, books.alive, books.absorbed_by, first[:, 0] if self.has_cls else None, lengths)
+
+    def _spread(self, groups: Sequence[Group], frames: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Groups back on the full grid: values (F, N, C), the leading rows (F, extra, C), and which patches are there."""
+        if len(groups) == 1 and groups[0].patch.shape[1] == self.patches:
+            hidden = groups[0].hidden
+            return hidden[:, self.extra :], hidden[:, : self.extra], torch.ones_like(groups[0].patch, dtype=torch.bool)
+        like = groups[0].hidden
+        values = like.new_zeros(frames, self.patches, like.shape[-1])
+        first = like.new_zeros(frames, self.extra, like.shape[-1])
+        present = torch.zeros(frames, self.patches, dtype=torch.bool, device=like.device)
+        for group in groups:
+            values[group.frame[:, None], group.patch] = group.hidden[:, self.extra :]
+            first[group.frame] = group.hidden[:, : self.extra]
+            present[group.frame[:, None], group.patch] = True
+        return values, first, present
+
+
+class _Act:
+    """One method after one layer: what it sees, and what comes of its decision."""
+
+    def __init__(
+        self,
+        tower: DenseTower,
+        number: int,
+        step: int,
+        groups: list[Group],
+        entered: list[Tensor],
+        books: Books,
+        pixels: Tensor,
+        frame: Tensor,
+    ) -> None:
+        self.tower, self.layer, self.number, self.step = tower, tower.layers[number], number, step
+        self.groups, self.entered, self.books, self.pixels, self.frame = groups, entered, books, pixels, frame
+        self.order, self.valid, self.column = books.columns()
+
+    def decide(self, method: EncodeMethod) -> tuple[Tensor, Tensor]:
+        """Call the method window by window: keep (F, W) bool and absorbed_by (F, W) column or -1."""
+        attention = self.layer.self_attn
+        hidden = self._unit_means([group.hidden[:, self.tower.extra :] for group in self.groups])
+        keys = self._unit_means(
+            [
+                attention.k_proj(self.layer.layer_norm1(rows[:, self.tower.extra :])).unflatten(-1, (attention.num_heads, -1)).mean(dim=-2)
+                for rows in self.entered
+            ]
+        )
+        size = self.books.size.gather(1, self.order)
+        keep, absorbed_by = self.valid.clone(), torch.full_like(self.order, -1)
+        for start in range(0, len(self.order), method.window):
+            rows = slice(start, min(start + method.window, len(self.order)))
+            view = TowerView(
+                layer=self.number,
+                depth=self.tower.stop,
+                step=self.step,
+                hidden=hidden[rows],
+                keys=keys[rows],
+                unit=self.order[rows],
+                valid=self.valid[rows],
+                size=size[rows],
+                total=self.tower.units,
+                frame=self.frame[rows],
+                cls_attention=lambda rows=rows: self._cls_attention()[rows],  # type: ignore[misc]
+                pixels=lambda rows=rows: self.pixels[rows],  # type: ignore[misc]
+            )
+            plan = method.plan(view)
+            if plan is not None:
+                keep[rows] &= plan.keep
+                if plan.absorbed_by is not None:
+                    absorbed_by[rows] = plan.absorbed_by
+        return keep, absorbed_by
+
+    def _target(self, group: Group) -> Tensor:
+        """(f, P) column of each patch's unit."""
+        return self.column[group.frame[:, None], self.tower.unit_of_patch[group.patch]]
+
+    def _unit_means(self, rows: Sequence[Tensor]) -> Tensor:
+        """Patches (f, P, C) of each group -> (F, W, C) float32 means over the patches of a unit."""
+        frames, width = self.order.shape
+        mean = torch.zeros(frames, width, rows[0].shape[-1], device=rows[0].device)
+        for group, values in zip(self.groups, rows, strict=True):
+            target = self._target(group)
+            total = torch.zeros(len(target), width, values.shape[-1], device=values.device)
+            total.scatter_add_(1, target[..., None].expand_as(values), values.float())
+            count = torch.zeros(len(target), width, device=values.device).scatter_add_(1, target, torch.ones_like(target).float())
+            mean[group.frame] = total / count.clamp(min=1)[..., None]
+        return mean
+
+    def _cls_attention(self) -> Tensor:
+        """(F, W) the layer's attention of [CLS] on each unit: softmax over all rows, mean over heads, sum over patches."""
+        if not self.tower.has_cls:
+            raise UsageError("this vision tower has no [CLS]; the method needs one: choose a method that reads none")
+        attention, heads = self.layer.self_attn, self.layer.self_attn.num_heads
+        share = torch.zeros(self.order.shape, device=self.order.device)
+        for group, rows in zip(self.groups, self.entered, strict=True):
+            normed = self.layer.layer_norm1(rows)
+            query = attention.q_proj(normed[:, :1]).unflatten(-1, (heads, -1)).transpose(1, 2)
+            keys = attention.k_proj(normed).unflatten(-1, (heads, -1)).transpose(1, 2)
+            row = (query @ keys.transpose(-1, -2)).float().mul(attention.scale).softmax(dim=-1).mean(dim=1)[:, 0, 1:]
+            share[group.frame] = torch.zeros(len(row), share.shape[1], device=row.device).scatter_add_(1, self._target(group), row)
+        return share
+
+    def shrink(self, keep: Tensor, absorbed_by: Tensor) -> list[Group]:
+        """Merge what leaves into what stays, write the books, and regroup the frames by what they keep.
+
+        Patch by patch: the o-th patch of an absorbed unit joins the o-th of its absorber, weighted by the original units
+        that each stands for.
+        """
+        tower, books = self.tower, self.books
+        leaves = self.valid & ~keep
+        into = torch.where(leaves & (absorbed_by >= 0), self.order.gather(1, absorbed_by.clamp(min=0)), -1)
+        values, first, present = tower._spread(self.groups, len(keep))
+        row, place = (into >= 0).nonzero(as_tuple=True)
+        unit, goal = self.order[row, place], into[row, place]
+        share = books.size[row, unit]
+        if len(row):
+            mass = books.size[:, tower.unit_of_patch].float()
+            total = values.float() * mass[..., None]
+            for offset in range(tower.largest):
+                has = tower.patches_in[unit] > offset
+                source, at = tower.patch_at[unit[has], offset], tower.patch_at[goal[has], offset]
+                weight = share[has].float()
+                total.index_put_((row[has], at), values[row[has], source].float() * weight[:, None], accumulate=True)
+                mass.index_put_((row[has], at), weight, accumulate=True)
+            values = (total / mass[..., None]).to(values.dtype)
+        size = books.size.clone()
+        size.index_put_((row, goal), share, accumulate=True)
+        stands = torch.full_like(books.absorbed_by, -1).scatter_(1, self.order, torch.where(keep, self.order, into))
+        books.absorbed_by = torch.where(books.absorbed_by >= 0, stands.gather(1, books.absorbed_by.clamp(min=0)), -1)
+        books.alive = torch.zeros_like(books.alive).scatter_(1, self.order, keep)
+        books.size = size
+        stays = books.alive[:, tower.unit_of_patch] & present
+        counts = stays.sum(dim=1)
+        groups = []
+        for count in counts.unique().tolist():
+            chosen = (counts == count).nonzero()[:, 0]
+            patch = stays[chosen].nonzero()[:, 1].view(len(chosen), count)
+            groups.append(Group(chosen, torch.cat((first[chosen], values[chosen[:, None], patch]), dim=1), patch))
+        return groups
