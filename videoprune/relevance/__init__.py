@@ -1,0 +1,1 @@
+"""Scorers: how much each frame has to do with the question."""
