@@ -1,0 +1,278 @@
+"""Attention rows and column sums next to a fused kernel, and the choice of the entries that they score.
+
+No function holds an S×S matrix except `StreamedAttention` below a stated size and memory limit. Keys are never repeated
+for grouped query heads: head h reads key/value head h // (H // Hkv), so queries are reshaped to (Hkv, H/Hkv * rows, d).
+Everything is computed in float32, ties are broken by index.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 2**24  # attention logits that are in flight at once (64 MiB in float32)
+HOLD_LENGTH = 8192  # above this no matrix of probabilities is held, whatever the memory
+HOLD_BYTES = 2**29  # 512 MiB: the most that held blocks of probabilities may take
+
+# ------------------------------------------------------------------------------------------------- rows and columns
+
+
+def _logits(query: Tensor, key: Tensor) -> Tensor:
+    """query (H, R, d) and key (Hkv, S, d), both float32, to logits (Hkv, H/Hkv, R, S)."""
+    heads, rows, width = query.shape
+    grouped = query.reshape(key.shape[0], -1, width)
+    return torch.matmul(grouped, key.transpose(1, 2)).view(key.shape[0], heads // key.shape[0], rows, key.shape[1])
+
+
+def row_attention(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    causal_offset: Tensor | None = None,
+    temperature: float = 1.0,
+    key_position: Tensor | None = None,
+) -> Tensor:
+    """Attention probabilities of some query rows: softmax(scale * q·kᵀ / temperature).
+
+    Args:
+        query: (H, R, d) the wanted rows, rotated.
+        key: (Hkv, S, d) rotated.
+        scale: factor of the logits, 1/sqrt(d) in most models.
+        causal_offset: (R,) int64, row r sees the keys 0..causal_offset[r]; None lets every row see every key.
+        temperature: the logits are divided by it.
+        key_position: (Hkv, S) int64 what `causal_offset` is compared with; None takes a key's own index.
+
+    Returns:
+        (H, R, S) float32.
+    """
+    heads, rows, length = query.shape[0], query.shape[1], key.shape[1]
+    query, key = query.float() * (scale / temperature), key.float()
+    if key_position is None:
+        key_position = torch.arange(length, device=key.device)[None]
+    out = torch.empty(heads, rows, length, device=key.device)
+    step = max(1, CHUNK // max(1, heads * length))
+    for start in range(0, rows, step):
+        logits = _logits(query[:, start : start + step], key)
+        if causal_offset is not None:
+            future = key_position[:, None] > causal_offset[start : start + step, None]
+            logits.masked_fill_(future[:, None], -torch.inf)
+        out[:, start : start + step] = logits.softmax(-1).flatten(0, 1)
+    return out
+
+
+def fold_rows(rows: Tensor, weights: Tensor, kv_heads: int) -> Tensor:
+    """Weighted sum over query rows and over the query heads of each key/value head: (H, R, S), (R,) -> (Hkv, S)."""
+    return torch.matmul(weights.to(rows), rows).view(kv_heads, -1, rows.shape[-1]).sum(1)
+
+
+def decay_weights(rows: int, forgetting: float, device: torch.device | None = None) -> Tensor:
+    """(rows,) float32: forgetting ** (rows - 1 - r), which is 1 for the last row."""
+    return torch.pow(forgetting, torch.arange(rows - 1, -1, -1, device=device, dtype=torch.float32))
+
+
+def decayed_column_sum(
+    query: Tensor,
+    key: Tensor,
+    weights: Tensor,
+    scale: float,
+    positions: Tensor | None = None,
+) -> Tensor:
+    """Σ_r weights_r P_rj, summed over the query heads that share a key/value head; rows are streamed.
+
+    Args:
+        query: (H, R, d) rows that count, rotated.
+        key: (Hkv, S, d) rotated.
+        weights: (R,) weight of each row.
+        scale: factor of the logits.
+        positions: (R,) int64, place of each row among the keys; None takes the last R.
+
+    Returns:
+        (Hkv, S) float32.
+    """
+    heads, rows, length = query.shape[0], query.shape[1], key.shape[1]
+    if positions is None:
+        positions = torch.arange(length - rows, length, device=key.device)
+    key = key.float()
+    total = torch.zeros(key.shape[0], length, device=key.device)
+    step = max(1, CHUNK // max(1, heads * length))
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        total += fold_rows(row_attention(query[:, part], key, scale, positions[part]), weights[part], key.shape[0])
+    return total
+
+
+class StreamedAttention:
+    """The causal matrix P = softmax(scale * Q Kᵀ / temperature), (H, S, S), seen by blocks of rows.
+
+    The first product keeps the rows' log-sum-exp, so that later ones only exponentiate. Blocks of P are held instead
+    where S <= HOLD_LENGTH and the causal half of P fits `hold_bytes`: repeated products are then memory reads.
+
+    Args:
+        query: (H, S, d) rotated.
+        key: (Hkv, S, d) rotated.
+        scale: factor of the logits.
+        temperature: the logits are divided by it.
+        block: rows at a time; None chooses by CHUNK.
+        hold_bytes: memory that held blocks may take; 0 always streams.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        scale: float,
+        temperature: float = 1.0,
+        block: int | None = None,
+        hold_bytes: int = HOLD_BYTES,
+    ) -> None:
+        heads, length, _ = query.shape
+        self.query, self.key = query.float() * (scale / temperature), key.float()
+        self.block = block or min(max(16, CHUNK // max(1, heads * length)), max(1, length))
+        # a block is wider than its causal part by at most half a block a row
+        held = 4 * heads * length * (length + self.block) // 2
+        self.hold = length <= HOLD_LENGTH and held <= hold_bytes
+        self.held: dict[int, Tensor] = {}
+        self.log_sum: dict[int, Tensor] = {}
+        self.future = torch.ones(self.block, self.block, dtype=torch.bool, device=key.device).triu(1)
+
+    def _rows(self, start: int, end: int) -> Tensor:
+        """(Hkv, H/Hkv, end-start, end): probabilities of some rows; later keys have none."""
+        if start in self.held:
+            return self.held[start]
+        rows = _logits(self.query[:, start:end], self.key[:, :end])
+        rows[..., start:end].masked_fill_(self.future[: end - start, : end - start], -torch.inf)
+        if start not in self.log_sum:
+            self.log_sum[start] = rows.logsumexp(-1, keepdim=True)
+        rows.sub_(self.log_sum[start]).exp_()
+        if self.hold:
+            self.held[start] = rows
+        return rows
+
+    def times(self, weights: Tensor) -> Tensor:
+        """weights·P for each head: (H, S) -> (H, S) float32."""
+        heads, length = weights.shape
+        kv_heads = self.key.shape[0]
+        grouped = weights.float().view(kv_heads, heads // kv_heads, 1, length)
+        total = torch.zeros_like(grouped)
+        for start in range(0, length, self.block):
+            end = min(start + self.block, length)
+            total[..., :end] += torch.matmul(grouped[..., start:end], self._rows(start, end))
+        return total.reshape(heads, length)
+
+
+def row_vector_times_attention(
+    weights: Tensor,
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    temperature: float = 1.0,
+    block: int | None = None,
+) -> Tensor:
+    """One step u ← u·P of the causal softmax matrix of each head, streamed by row blocks.
+
+    Args:
+        weights: (H, S).
+        query: (H, S, d) rotated.
+        key: (Hkv, S, d) rotated.
+        scale: factor of the logits.
+        temperature: the logits are divided by it.
+        block: rows at a time; None chooses.
+
+    Returns:
+        (H, S) float32. For several steps make one `StreamedAttention` and call its `times`.
+    """
+    return StreamedAttention(query, key, scale, temperature, block, hold_bytes=0).times(weights)
+
+
+# ------------------------------------------------------------------------------------------------ choosing entries
+
+
+def keep_best(score: Tensor, count: int, protected: Tensor | None = None) -> Tensor:
+    """Indices of the `count` highest scores along the last axis, ascending; of equal scores the first stay.
+
+    Args:
+        score: (..., S).
+        count: entries that stay, at most S.
+        protected: (..., S) bool, entries that stay before any other.
+
+    Returns:
+        (..., count) int64.
+    """
+    length = score.shape[-1]
+    column = torch.arange(length, device=score.device)
+    if count == length:
+        return column.expand(score.shape)
+    if protected is not None:
+        score = score.masked_fill(protected, torch.inf)
+    if count == length - 1:  # a step of decoding drops one entry: no sort
+        worst = torch.where(score == score.amin(-1, keepdim=True), column, -1).amax(-1, keepdim=True)
+        return column[:count] + (column[:count] >= worst).long()
+    return score.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(dim=-1).values
+
+
+def best_per_group(score: Tensor, group: Tensor, quota: Tensor) -> Tensor:
+    """The quota[g] best entries of every group g: a segmented top-k by one ordering on (group, -score, index).
+
+    Args:
+        score: (V,).
+        group: (V,) int64 in 0..E-1, an event, say.
+        quota: (E,) int64.
+
+    Returns:
+        (K,) int64 ascending.
+    """
+    order = score.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
+    length = torch.bincount(group, minlength=len(quota))
+    start = length.cumsum(0) - length
+    place = torch.arange(len(group), device=group.device) - start[group[order]]
+    return order[place < quota[group[order]]].sort().values
+
+
+def apportion(size: Tensor, total: int) -> Tensor:
+    """Split `total` in proportion to size (E,) int64 by the largest remainders; nothing gets more than its size."""
+    whole = size.sum()
+    share = size * whole.clamp(max=total)
+    quota, remainder = share // whole.clamp(min=1), share % whole.clamp(min=1)
+    order = remainder.argsort(descending=True, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(size), device=size.device)
+    return quota + (rank < whole.clamp(max=total) - quota.sum())
+
+
+def thin_evenly(free: Tensor, count: Tensor | int) -> Tensor:
+    """Choose entries of `free` that are spread evenly over it.
+
+    Args:
+        free: (..., S) bool, entries to choose from.
+        count: how many, a number or (..., 1) int64; more than there are chooses all.
+
+    Returns:
+        (..., S) bool with `count` entries set.
+    """
+    total = free.sum(-1, keepdim=True)
+    count = torch.minimum(torch.as_tensor(count, device=free.device).clamp(min=0), total)
+    rank = free.cumsum(-1)  # 1-based
+
+    def chosen_up_to(entries: Tensor) -> Tensor:
+        return (2 * entries * count + total) // (2 * total).clamp(min=1)
+
+    return free & (chosen_up_to(rank) > chosen_up_to(rank - 1))
+
+
+def always_kept(text: Tensor, count: int, recent: int, protect_text: bool) -> tuple[Tensor, int]:
+    """Cache entries that a budget of `count` must not touch: the protected text, then as many recent ones as fit.
+
+    Args:
+        text: (Hkv, S) bool.
+        count: the budget a head.
+        recent: entries at the end that stay, fewer where text and recent ones exceed the budget.
+        protect_text: whether text stays; where it alone exceeds the budget, the budget grows to it.
+
+    Returns:
+        (Hkv, S) bool, and the number of entries that stay in every head.
+    """
+    texts = int(text.sum(-1).max()) if protect_text else 0
+    kept = text.clone() if protect_text else torch.zeros_like(text)
+    kept[:, kept.shape[1] - max(0, min(recent, count - texts)) :] = True
+    return kept, max(count, texts)
