@@ -1,0 +1,1 @@
+"""Methods that evict key/value entries after prefill and while answering, one file each."""
