@@ -392,10 +392,10 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_low: boo
 def scale_layers(layers: Sequence[int], paper_depth: int, depth: int) -> tuple[int, ...]:
     """Carry layer indices of a model with `paper_depth` layers to one with `depth`; refuse a collision.
 
-    Each index i becomes round(i * depth / paper_depth), clamped to what exists only at the far end.
+    Each index i becomes round(i * depth / paper_depth).
 
     Raises:
-        UsageError: where two layers fall on one, or one outside 1..depth-1.
+        UsageError: where two layers fall on one, or one outside 0..depth-1.
     """
     from videoprune.errors import UsageError
 

@@ -113,8 +113,9 @@ class Pipeline:
     def __init__(self, host: Host, recipe: Recipe, *, decoder: str = "auto", seed: int = 0, choices: Sequence[Choice] = ()) -> None:
         self.host, self.recipe, self.decoder, self.seed = host, recipe, decoder, seed
         self.stages = Stages.of(recipe)
+        trial = Run(Events.single(1))  # one for all: decode methods read what prefill methods publish
         for method in (*self.stages.prefill, *self.stages.decode):  # a schedule that does not fit is refused before any work
-            method.start(Run(Events.single(1)), host.decoder_shape.layers)
+            method.start(trial, host.decoder_shape.layers)
         for method in self.stages.encode:
             _check_tower_layers(method, host)
         self.choices = [*host.choices, *choices]

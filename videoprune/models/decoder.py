@@ -25,6 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from videoprune.errors import UsageError
 from videoprune.method import DecodeState, DecodeView, Kept, KeptKV, PrefillState, PrefillView
 from videoprune.models.cache import KeptLayer
+from videoprune.ops.attention import row_attention
 from videoprune.ops.counting import CountedFlops
 from videoprune.tokens import VisualTokens
 
@@ -109,15 +110,6 @@ def rotated_queries(layer: nn.Module, entered: Stream, rows: Tensor | slice) -> 
     return query * entered.cos[0, rows] + rotate_half(query) * entered.sin[0, rows]
 
 
-def row_attention(query: Tensor, keys: Tensor, last_key: Tensor, scale: float) -> Tensor:
-    """Softmax rows (H, R, S) float32 of queries (H, R, d) over keys (Hkv, S, d); row r sees keys up to last_key[r]."""
-    heads, rows, width = query.shape
-    grouped = query.view(keys.shape[0], heads // keys.shape[0], rows, width)
-    logits = torch.einsum("gnrd,gsd->gnrs", grouped, keys).reshape(heads, rows, -1).float() * scale
-    future = torch.arange(keys.shape[1], device=keys.device) > last_key[:, None]
-    return logits.masked_fill(future, float("-inf")).softmax(dim=-1)
-
-
 class Layers:
     """The layer loop of one decoder under one session."""
 
@@ -182,10 +174,10 @@ class Layers:
 
     # ------------------------------------------------------------------ attention rows
 
-    def _rows(self, layer: nn.Module, entered: Stream, keys: Tensor, rows: Tensor) -> Tensor:
+    def _rows(self, layer: nn.Module, entered: Stream, keys: Tensor, position: Tensor, rows: Tensor) -> Tensor:
+        """(H, R, S) probabilities of some rows of the stream over keys (Hkv, S, d) of tokens `position` (Hkv or 1, S)."""
         query = rotated_queries(layer, entered, rows)
-        past = keys.shape[1] - entered.hidden.shape[1]
-        return row_attention(query, keys, rows + past, self._scale(layer))
+        return row_attention(query, keys, self._scale(layer), entered.index[rows], key_position=position)
 
     @staticmethod
     def _scale(layer: nn.Module) -> float:
@@ -196,7 +188,7 @@ class Layers:
         """Add the last row's attention, mean over heads, to the visual tokens that it falls on."""
         session = self.session
         last = torch.tensor([entered.hidden.shape[1] - 1], device=entered.hidden.device)
-        share = self._rows(layer, entered, kept.keys[0], last)[:, 0]
+        share = self._rows(layer, entered, kept.keys[0], kept.positions(), last)[:, 0]
         group = share.shape[0] // kept.keys.shape[1]
         per_head = share.view(-1, group, share.shape[-1]).mean(dim=1)  # (Hkv, S): heads may hold different entries
         if session.trace.evidence is None:
@@ -235,7 +227,7 @@ class Layers:
             token=self.token,
             text_after=torch.arange(rows - behind, rows, device=keys.device),
             tokens=self.session.tokens,
-            attention=lambda wanted: self._rows(layer, entered, keys, wanted),
+            attention=lambda wanted: self._rows(layer, entered, keys, entered.index[None], wanted),
             query=lambda: rotated_queries(layer, entered, slice(None)),
             key=lambda: keys,
             scale=self._scale(layer),
@@ -277,8 +269,11 @@ class Layers:
         position, keys = kept.positions(), kept.keys[0]
 
         def attention(rows: int) -> Tensor:
+            return self._rows(layer, entered, keys, position, last(rows))
+
+        def last(rows: int) -> Tensor:
             have = entered.hidden.shape[1]
-            return self._rows(layer, entered, keys, torch.arange(have - min(rows, have), have, device=keys.device))
+            return torch.arange(have - min(rows, have), have, device=keys.device)
 
         return DecodeView(
             layer=number,

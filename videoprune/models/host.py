@@ -212,7 +212,7 @@ class Host(ABC):
         cost = patch_embed_cost(patches, 3 * config.patch_size**2, config.hidden_size, frames)
         for count, lengths in out.lengths:
             cost = cost + tower_cost(self.tower_shape, lengths, count)
-        return cost + self.projector_cost(frames * patches)
+        return cost + Cost(linear=out.counted) + self.projector_cost(frames * patches)
 
     def projector_cost(self, rows: int) -> Cost:
         width = self.decoder_shape.width

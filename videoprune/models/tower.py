@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from videoprune.errors import UsageError
 from videoprune.method import EncodeMethod, TowerView
+from videoprune.ops.counting import CountedFlops
 
 
 @dataclass(eq=False)
@@ -29,6 +30,7 @@ class TowerOutput:
         absorbed_by: (F, U) int64 unit of the same frame that stands for each, itself where kept, -1 where dropped.
         cls: (F, C) the [CLS] row, None on a tower without one.
         lengths: (frames, rows of one frame at each layer that ran), one entry for each pattern that occurred.
+        counted: FLOPs of what the methods computed to decide.
     """
 
     hidden: Tensor
@@ -36,6 +38,7 @@ class TowerOutput:
     absorbed_by: Tensor
     cls: Tensor | None
     lengths: list[tuple[int, list[int]]] = field(default_factory=list)
+    counted: float = 0.0
 
 
 @dataclass(eq=False)
@@ -109,6 +112,7 @@ class DenseTower:
             for step, number in enumerate(method.layers(self.stop)):
                 acting.setdefault(number, []).append((method, step))
         patterns: list[list[int]] = [[] for _ in range(frames)]
+        counter = CountedFlops()
         for number in range(self.stop):
             layer, entered = self.layers[number], [group.hidden for group in groups]
             for group in groups:
@@ -117,7 +121,8 @@ class DenseTower:
                     patterns[row].append(group.hidden.shape[1])
             for method, step in acting.get(number, ()):
                 act = _Act(self, number, step, groups, entered, books, pixels, frame)
-                groups = act.shrink(*act.decide(method))
+                with counter:
+                    groups = act.shrink(*act.decide(method))
                 entered = [group.hidden for group in groups]
         full, first, _ = self._spread(groups, frames)
         if methods:
@@ -125,7 +130,8 @@ class DenseTower:
             source = self.patch_at[owner.clamp(min=0), self.offset]
             full = torch.where((owner >= 0)[..., None], full.gather(1, source[..., None].expand_as(full)), 0)
         lengths = [(count, list(rows)) for rows, count in Counter(map(tuple, patterns)).items()]
-        return TowerOutput(full, books.alive, books.absorbed_by, first[:, 0] if self.has_cls else None, lengths)
+        cls = first[:, 0] if self.has_cls else None
+        return TowerOutput(full, books.alive, books.absorbed_by, cls, lengths, counter.total)
 
     def _spread(self, groups: Sequence[Group], frames: int) -> tuple[Tensor, Tensor, Tensor]:
         """Groups back on the full grid: values (F, N, C), the leading rows (F, extra, C), and which patches are there."""
