@@ -40,7 +40,9 @@ def visible(trace: Trace, rows: int, visual: tuple[int, int], layer: int, kv_hea
 
 
 @torch.no_grad()
-def oracle_logits(model: Any, embeddings: Tensor, position_ids: Tensor, visual: tuple[int, int], ids: list[int], trace: Trace) -> Tensor:
+def oracle_logits(
+    model: Any, embeddings: Tensor, position_ids: Tensor, visual: tuple[int, int], ids: list[int], trace: Trace
+) -> Tensor:
     """(steps + 1, vocabulary) logits of the prompt's last row and of every decoded token but the last."""
     decoder = model.get_decoder()
     rows, steps = embeddings.shape[1], len(ids) - 1
@@ -63,7 +65,12 @@ def oracle_logits(model: Any, embeddings: Tensor, position_ids: Tensor, visual: 
             bias = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
             bias = bias.repeat_interleave(heads // kv_heads, dim=0)[None]
             hidden = layer(
-                hidden, attention_mask=bias, position_embeddings=cos_sin, position_ids=None, past_key_values=None, use_cache=False
+                hidden,
+                attention_mask=bias,
+                position_embeddings=cos_sin,
+                position_ids=None,
+                past_key_values=None,
+                use_cache=False,
             )
         return model.lm_head(decoder.norm(hidden))[0, rows - 1 :]
     finally:

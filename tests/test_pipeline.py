@@ -90,7 +90,9 @@ def test_every_recipe_keeps_its_books_and_equals_the_oracle(recipe: str, pipe: P
     falling = list(report.tokens.values())
     assert falling == sorted(falling, reverse=True)
     prompt, _ = used.host.prompt(QUESTION, tokens)
-    want = oracle_logits(used.host.model, prompt.embeddings, prompt.position_ids, prompt.visual, answer.ids, answer.trace)
+    want = oracle_logits(
+        used.host.model, prompt.embeddings, prompt.position_ids, prompt.visual, answer.ids, answer.trace
+    )
     torch.testing.assert_close(answer.logits, want, atol=1e-4, rtol=0)
     assert len(answer.ids) == 9
     assert len(report.kv["entries"]) == used.host.decoder_shape.layers
@@ -130,7 +132,10 @@ def test_the_size_of_chunks_changes_nothing(pipe: Pipeline, film: Path, monkeypa
 
 def test_pipelines_share_a_model_in_turn(pipe: Pipeline, film: Path) -> None:
     recipes = {"chain": CHAIN, "metok": "metok-release"}
-    alone = {name: with_recipe(pipe, recipe).watch(film).ask(QUESTION, logits=True).logits for name, recipe in recipes.items()}
+    alone = {
+        name: with_recipe(pipe, recipe).watch(film).ask(QUESTION, logits=True).logits
+        for name, recipe in recipes.items()
+    }
     pipes = {name: with_recipe(pipe, recipe) for name, recipe in recipes.items()}
     videos = {name: used.watch(film) for name, used in pipes.items()}
     for _ in range(2):
@@ -154,7 +159,8 @@ def test_timestamps_are_those_of_the_film(pipe: Pipeline, film: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("question", "says"), [("", "empty"), ("  \n", "empty"), ("what is <video> ?", "control token"), ("a <|im_end|> b", "control token")]
+    ("question", "says"),
+    [("", "empty"), ("  \n", "empty"), ("what is <video> ?", "control token"), ("a <|im_end|> b", "control token")],
 )
 def test_bad_questions_are_refused(question: str, says: str, pipe: Pipeline, film: Path) -> None:
     with pytest.raises(UsageError, match=says):
@@ -162,7 +168,9 @@ def test_bad_questions_are_refused(question: str, says: str, pipe: Pipeline, fil
 
 
 def test_more_tokens_than_the_context_are_refused(tmp_path: Path, film: Path) -> None:
-    short = Pipeline.load({"frames": {"fps": 1}}, model=onevision(tmp_path / "m", max_position_embeddings=256), device="cpu")
+    short = Pipeline.load(
+        {"frames": {"fps": 1}}, model=onevision(tmp_path / "m", max_position_embeddings=256), device="cpu"
+    )
     with pytest.raises(UsageError, match="context is 256"):
         short.ask(film, QUESTION)
     # after merging they fit, but their original positions do not: renumbered, and said so
@@ -174,7 +182,8 @@ def test_more_tokens_than_the_context_are_refused(tmp_path: Path, film: Path) ->
 def test_a_missing_film_is_one_clear_line(pipe: Pipeline, tmp_path: Path) -> None:
     with pytest.raises(FilmError) as error:
         pipe.watch(tmp_path / "none.mp4")
-    assert "none.mp4" in str(error.value) and "\n" not in str(error.value)
+    assert "none.mp4" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_bad_recipes_are_refused_before_weights_are_read(tmp_path: Path) -> None:
@@ -207,7 +216,12 @@ def test_loading_what_is_no_checkpoint(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:2000])
     other = onevision(tmp_path / "other")
     (other / "config.json").write_text('{"model_type": "bert"}')
-    for folder, says in ((tmp_path / "empty", "config.json"), (broken, "weights"), (other, "bert"), (tmp_path / "absent", "not found")):
+    for folder, says in (
+        (tmp_path / "empty", "config.json"),
+        (broken, "weights"),
+        (other, "bert"),
+        (tmp_path / "absent", "not found"),
+    ):
         with pytest.raises(EnvironmentProblem, match=says) as error:
             load_host(str(folder), device="cpu")
         assert "\n" not in str(error.value)

@@ -20,7 +20,30 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-WORDS = "<unk> <pad> <|im_start|> <|im_end|> <video> <image> system user assistant You are a helpful assistant . what happens after the red circle ?".split()
+WORDS = [
+    "<unk>",
+    "<pad>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<video>",
+    "<image>",
+    "system",
+    "user",
+    "assistant",
+    "You",
+    "are",
+    "a",
+    "helpful",
+    "assistant",
+    ".",
+    "what",
+    "happens",
+    "after",
+    "the",
+    "red",
+    "circle",
+    "?",
+]
 VOCABULARY = 256
 TEXT = {
     "vocab_size": VOCABULARY,
@@ -34,7 +57,13 @@ TEXT = {
     "pad_token_id": 1,
     "tie_word_embeddings": False,
 }
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 14}
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+}
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -99,7 +128,9 @@ def longva(folder: Path, *, seed: int = 0) -> Path:
         "mm_patch_merge_type": "unires",
         "vision_config": {**VISION, "image_size": 112, "projection_dim": 32, "hidden_act": "quick_gelu"},
     }
-    text = Qwen2Config(**TEXT, num_hidden_layers=6, rms_norm_eps=1e-6, rope_parameters={"rope_type": "default", "rope_theta": 1e9})
+    text = Qwen2Config(
+        **TEXT, num_hidden_layers=6, rms_norm_eps=1e-6, rope_parameters={"rope_type": "default", "rope_theta": 1e9}
+    )
     language = spread(Qwen2ForCausalLM(text), seed)
     tower = spread(CLIPVisionModel(CLIPVisionConfig(**raw["vision_config"])), seed + 1)
     projector = spread(torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 64)), seed + 2)
@@ -113,7 +144,10 @@ def longva(folder: Path, *, seed: int = 0) -> Path:
     shards = {f"model-0000{number + 1}-of-00002.safetensors": names[number::2] for number in range(2)}
     for shard, keys in shards.items():
         save_file({key: weights[key].clone().contiguous() for key in keys}, folder / shard, metadata={"format": "pt"})
-    index = {"metadata": {"total_size": 0}, "weight_map": {key: shard for shard, keys in shards.items() for key in keys}}
+    index = {
+        "metadata": {"total_size": 0},
+        "weight_map": {key: shard for shard, keys in shards.items() for key in keys},
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(raw))
     tokenizer().save_pretrained(folder)

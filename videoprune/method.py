@@ -386,7 +386,9 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_low: boo
 
     good = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
     if not good or (open_low and value == low):
-        raise UsageError(f"{name}: {value!r} is given; allowed is a number {'above' if open_low else 'from'} {low} to {high}")
+        raise UsageError(
+            f"{name}: {value!r} is given; allowed is a number {'above' if open_low else 'from'} {low} to {high}"
+        )
 
 
 def scale_layers(layers: Sequence[int], paper_depth: int, depth: int) -> tuple[int, ...]:
@@ -402,7 +404,8 @@ def scale_layers(layers: Sequence[int], paper_depth: int, depth: int) -> tuple[i
     scaled = tuple(int(layer * depth / paper_depth + 0.5) for layer in layers)
     if len(set(scaled)) < len(scaled) or any(not 0 <= layer < depth for layer in scaled):
         raise UsageError(
-            f"layers {list(layers)} of {paper_depth} become {list(scaled)} of this model's {depth}, which collide or do not exist; "
+            f"layers {list(layers)} of {paper_depth} become {list(scaled)} of this model's {depth}, "
+            "which collide or do not exist; "
             "give `layers` further apart, or fewer"
         )
     return scaled

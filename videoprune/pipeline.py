@@ -1,8 +1,8 @@
 """Pipeline: load → watch → ask.
 
-    pipe = Pipeline.load("demo")
-    video = pipe.watch("movie.mp4")          # decode, encode, segment, merge: once, whatever will be asked
-    print(video.ask("What happens after the red circle appears?").text)
+pipe = Pipeline.load("demo")
+video = pipe.watch("movie.mp4")          # decode, encode, segment, merge: once, whatever will be asked
+print(video.ask("What happens after the red circle appears?").text)
 """
 
 from __future__ import annotations
@@ -91,7 +91,9 @@ class Stages:
         merges = acting.get("merge", ())
         first = next((number for number, method in enumerate(merges) if method.needs_question), len(merges))
         if len(acting.get("segment", ())) > 1:
-            raise UsageError(f"segment: {len(acting['segment'])} methods are given; a film has one segmentation: give one")
+            raise UsageError(
+                f"segment: {len(acting['segment'])} methods are given; a film has one segmentation: give one"
+            )
         return cls(
             encode=acting.get("encode", ()),
             segment=acting.get("segment", ()),
@@ -110,11 +112,16 @@ class Stages:
 class Pipeline:
     """A loaded model under a recipe. Pipelines may share one model; nothing is left patched on it."""
 
-    def __init__(self, host: Host, recipe: Recipe, *, decoder: str = "auto", seed: int = 0, choices: Sequence[Choice] = ()) -> None:
+    def __init__(
+        self, host: Host, recipe: Recipe, *, decoder: str = "auto", seed: int = 0, choices: Sequence[Choice] = ()
+    ) -> None:
         self.host, self.recipe, self.decoder, self.seed = host, recipe, decoder, seed
         self.stages = Stages.of(recipe)
         trial = Run(Events.single(1))  # one for all: decode methods read what prefill methods publish
-        for method in (*self.stages.prefill, *self.stages.decode):  # a schedule that does not fit is refused before any work
+        for method in (
+            *self.stages.prefill,
+            *self.stages.decode,
+        ):  # a schedule that does not fit is refused before any work
             method.start(trial, host.decoder_shape.layers)
         for method in self.stages.encode:
             _check_tower_layers(method, host)
@@ -151,26 +158,38 @@ class Pipeline:
             UsageError: bad recipe, override or option, before any weights are read where possible.
             EnvironmentProblem: model or device missing, damaged or unsupported.
         """
-        named = None if recipe is None else Recipe.load(recipe, overrides)  # a bad recipe is told before weights are read
+        named = (
+            None if recipe is None else Recipe.load(recipe, overrides)
+        )  # a bad recipe is told before weights are read
         if named is not None:
             Stages.of(named)
         demo_model = model is None
         folder = demo.weights_path() if model is None else model
         if demo_model and not (demo.weights_path() / "model.safetensors").is_file():
-            raise EnvironmentProblem("the demo model is not in this installation; install the package anew, or give --model")
+            raise EnvironmentProblem(
+                "the demo model is not in this installation; install the package anew, or give --model"
+            )
         host = load_host(os.fspath(folder), device=device, dtype=dtype, attn=attn, revision=revision)
         choices: list[Choice] = []
         if named is None:
             default = "demo" if demo_model else host.default_recipe
             named = Recipe.load(default, overrides)
-            choices.append({"name": "recipe", "value": default, "reason": f"the default for {'the demo model' if demo_model else host.family}"})
+            choices.append(
+                {
+                    "name": "recipe",
+                    "value": default,
+                    "reason": f"the default for {'the demo model' if demo_model else host.family}",
+                }
+            )
         else:
             choices.append({"name": "recipe", "value": named.name, "reason": "asked for"})
         if max_new_tokens is not None:
             named = dataclasses.replace(named, max_new_tokens=max_new_tokens)
         return cls(host, named, decoder=decoder, seed=seed, choices=choices)
 
-    def with_recipe(self, recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()) -> Pipeline:
+    def with_recipe(
+        self, recipe: str | os.PathLike[str] | Mapping[str, Any] | Recipe, overrides: Sequence[str] = ()
+    ) -> Pipeline:
         """Another recipe on the same loaded model."""
         loaded = Recipe.load(recipe, overrides)
         kept = [choice for choice in self.choices if choice["name"] != "recipe" and choice not in self.host.choices]
@@ -344,7 +363,11 @@ class Video:
         generation = host.generate(prompt, session, pipe.recipe.max_new_tokens, logits=logits)
         tell("answer", 1, 1)
         seconds = dict(self.seconds)
-        for stage, spent in (*stopwatch.seconds.items(), ("prefill", generation.prefill_seconds), ("decode", generation.decode_seconds)):
+        for stage, spent in (
+            *stopwatch.seconds.items(),
+            ("prefill", generation.prefill_seconds),
+            ("decode", generation.decode_seconds),
+        ):
             seconds[stage] = seconds.get(stage, 0.0) + spent
         costs = dict(self.costs)
         costs["relevance"] = Cost(linear=scoring.total)
@@ -376,10 +399,20 @@ class Video:
                 observed=self.observed,
             )
         )
-        run.events = stages.segment[0].rank(self.events, run.relevance) if stages.segment else self.events.ranked(run.relevance, 1)
+        run.events = (
+            stages.segment[0].rank(self.events, run.relevance)
+            if stages.segment
+            else self.events.ranked(run.relevance, 1)
+        )
 
     def _report(
-        self, tokens: VisualTokens, trace: Trace, rows: int, costs: dict[str, Cost], seconds: dict[str, float], choices: list[Choice]
+        self,
+        tokens: VisualTokens,
+        trace: Trace,
+        rows: int,
+        costs: dict[str, Cost],
+        seconds: dict[str, float],
+        choices: list[Choice],
     ) -> Report:
         host, pipe = self.pipeline.host, self.pipeline
         shape, sampled = host.decoder_shape, len(tokens.owner)
@@ -425,14 +458,18 @@ class Video:
 def check_question(question: str) -> str:
     """The question without surrounding blanks; an empty one is refused."""
     if not isinstance(question, str) or not question.strip():
-        raise UsageError("the question is empty; ask something, for example \"What happens after the red circle appears?\"")
+        raise UsageError(
+            'the question is empty; ask something, for example "What happens after the red circle appears?"'
+        )
     return question.strip()
 
 
 def _check_tower_layers(method: EncodeMethod, host: Host) -> None:
     layers = list(method.layers(host.tower.stop))
     if any(not 0 <= layer < host.tower.stop for layer in layers):
-        raise UsageError(f"encode: acts after layers {layers}, but this vision tower runs layers 0..{host.tower.stop - 1}")
+        raise UsageError(
+            f"encode: acts after layers {layers}, but this vision tower runs layers 0..{host.tower.stop - 1}"
+        )
 
 
 def _evidence(tokens: VisualTokens, trace: Trace) -> list[dict[str, float]]:

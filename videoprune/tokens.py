@@ -83,7 +83,9 @@ class VisualTokens:
             alive = owner >= 0
             place.scatter_reduce_(0, owner[alive], torch.arange(len(owner), device=device)[alive], "amin")
         if len(owner) != frames * per_frame:
-            raise ValueError(f"owner has {len(owner)} entries, {frames} frames of {per_frame} tokens need {frames * per_frame}")
+            raise ValueError(
+                f"owner has {len(owner)} entries, {frames} frames of {per_frame} tokens need {frames * per_frame}"
+            )
         frame, inside = place // per_frame, place % per_frame
         tokens = cls(
             features=features,
@@ -154,7 +156,9 @@ class VisualTokens:
     @property
     def full_grid(self) -> bool:
         """Whether every frame still has its whole grid, one row a cell, in raster order."""
-        return len(self) == len(self.owner) and bool((self.owner == torch.arange(len(self), device=self.owner.device)).all())
+        return len(self) == len(self.owner) and bool(
+            (self.owner == torch.arange(len(self), device=self.owner.device)).all()
+        )
 
     def frame_features(self) -> Tensor:
         """(F, D): mean over a frame's original tokens of the row that stands for each; dropped ones are left out.
@@ -178,7 +182,9 @@ class VisualTokens:
         counted = torch.bincount(alive, minlength=len(self))
         if not torch.equal(counted, self.weight):
             row = int((counted != self.weight).nonzero()[0])
-            raise ValueError(f"ledger: row {row} has weight {int(self.weight[row])} but owns {int(counted[row])} original tokens")
+            raise ValueError(
+                f"ledger: row {row} has weight {int(self.weight[row])} but owns {int(counted[row])} original tokens"
+            )
         return self
 
     # ------------------------------------------------------------------ making it smaller
@@ -199,7 +205,9 @@ class VisualTokens:
                 (added rows of weight 0 count as 1).
         """
         if into.shape != (len(self),):
-            raise ValueError(f"merge: `into` has shape {tuple(into.shape)}, one entry for each of {len(self)} rows is needed")
+            raise ValueError(
+                f"merge: `into` has shape {tuple(into.shape)}, one entry for each of {len(self)} rows is needed"
+            )
         rows = torch.arange(len(self), device=into.device)
         survivors = (into == rows).nonzero()[:, 0]
         targets = into[into >= 0]
@@ -212,11 +220,14 @@ class VisualTokens:
             share = self.weight.clamp(min=1).to(torch.float32)
             total = torch.zeros(len(survivors), self.features.shape[1], dtype=torch.float32, device=into.device)
             total.index_add_(0, slot[into[alive]], self.features[alive].float() * share[alive, None])
-            mass = torch.zeros(len(survivors), dtype=torch.float32, device=into.device).index_add_(0, slot[into[alive]], share[alive])
+            mass = torch.zeros(len(survivors), dtype=torch.float32, device=into.device).index_add_(
+                0, slot[into[alive]], share[alive]
+            )
             features = (total / mass[:, None]).to(self.features.dtype)
         if features.shape != (len(survivors), self.features.shape[1]):
             raise ValueError(
-                f"merge: features have shape {tuple(features.shape)}, {len(survivors)} survivors of width {self.features.shape[1]} need one row each"
+                f"merge: features have shape {tuple(features.shape)}; "
+                f"{len(survivors)} survivors of width {self.features.shape[1]} need one row each"
             )
         return self._reduced(into, survivors, features)
 
@@ -243,8 +254,12 @@ class VisualTokens:
 
     def _check_rows(self, index: Tensor) -> None:
         if index.ndim != 1 or index.dtype != torch.int64:
-            raise ValueError(f"keep: index is {index.dtype} of shape {tuple(index.shape)}, int64 of shape (K,) is needed")
-        if len(index) and (int(index[0]) < 0 or int(index[-1]) >= len(self) or not bool((index[1:] > index[:-1]).all())):
+            raise ValueError(
+                f"keep: index is {index.dtype} of shape {tuple(index.shape)}, int64 of shape (K,) is needed"
+            )
+        if len(index) and (
+            int(index[0]) < 0 or int(index[-1]) >= len(self) or not bool((index[1:] > index[:-1]).all())
+        ):
             raise ValueError(f"keep: rows must be ascending, without repeats, inside 0..{len(self) - 1}")
 
     # ------------------------------------------------------------------ other changes
@@ -316,9 +331,15 @@ def check_share(name: str, value: float | int | None) -> None:
     """
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or (isinstance(value, float) and value > 1):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not value > 0
+        or (isinstance(value, float) and value > 1)
+    ):
         raise UsageError(
-            f"{name}: {value!r} is given; allowed is a share above 0 and up to 1 (0.25) or a whole count of at least 1; 1 keeps everything"
+            f"{name}: {value!r} is given; allowed is a share above 0 and up to 1 (0.25) "
+            "or a whole count of at least 1; 1 keeps everything"
         )
 
 

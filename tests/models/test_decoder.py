@@ -9,7 +9,7 @@ import torch
 from tests.oracle import oracle_logits
 from tests.tiny import longva, onevision
 from videoprune.errors import UsageError
-from videoprune.method import Kept, KeptKV, PrefillState, DecodeState
+from videoprune.method import DecodeState, Kept, KeptKV, PrefillState
 from videoprune.models.decoder import Session, compressed
 from videoprune.models.host import QUESTION, Host
 from videoprune.models.load import load_host
@@ -184,8 +184,13 @@ def test_what_would_mean_something_else_is_refused(settings: dict, says: str, ho
     if settings.get("attention_mask") == "padded":
         settings, mask = {}, mask.clone()
         mask[0, 0] = 0
-    with pytest.raises((UsageError, ValueError), match=says), compressed(host.model, Session(prompt.visual, tokens, [DropsHalf()])):
-        host.model.generate(inputs_embeds=prompt.embeddings, attention_mask=mask, max_new_tokens=4, do_sample=False, **settings)
+    with (
+        pytest.raises((UsageError, ValueError), match=says),
+        compressed(host.model, Session(prompt.visual, tokens, [DropsHalf()])),
+    ):
+        host.model.generate(
+            inputs_embeds=prompt.embeddings, attention_mask=mask, max_new_tokens=4, do_sample=False, **settings
+        )
     assert "forward" not in host.decoder.__dict__
 
 

@@ -44,7 +44,7 @@ def clip(side: int = SIDE) -> CLIPVisionModel:
     return spread(CLIPVisionModel(CLIPVisionConfig(image_size=14 * side, projection_dim=32, **VISION))).eval()
 
 
-@pytest.fixture()
+@pytest.fixture
 def pixels() -> torch.Tensor:
     return torch.randn(FRAMES, 3, 14 * SIDE, 14 * SIDE, generator=torch.Generator().manual_seed(1))
 
@@ -54,13 +54,17 @@ def keeps(counts: Sequence[int], units: int = 16) -> tuple[tuple[int, ...], ...]
     return tuple(tuple(torch.randperm(units, generator=generator)[:count].sort().values.tolist()) for count in counts)
 
 
-def masked(model: CLIPVisionModel, pixels: torch.Tensor, stop: int, dead: list[tuple[int, torch.Tensor]]) -> torch.Tensor:
+def masked(
+    model: CLIPVisionModel, pixels: torch.Tensor, stop: int, dead: list[tuple[int, torch.Tensor]]
+) -> torch.Tensor:
     """Full length with masks: after layer a, patches dead[a] (F, N) bool are hidden from everyone."""
     model.set_attn_implementation("eager")
     hidden = model.pre_layrnorm(model.embeddings(pixels))
     gone = torch.zeros(hidden.shape[:2], dtype=torch.bool)
     for number, layer in enumerate(model.encoder.layers[:stop]):
-        bias = torch.zeros(len(hidden), 1, 1, hidden.shape[1]).masked_fill(gone[:, None, None], torch.finfo(torch.float32).min)
+        bias = torch.zeros(len(hidden), 1, 1, hidden.shape[1]).masked_fill(
+            gone[:, None, None], torch.finfo(torch.float32).min
+        )
         hidden = layer(hidden, bias)
         for after, patches in dead:
             if after == number:
@@ -79,7 +83,9 @@ def test_nothing_dropped_equals_stock(pixels: torch.Tensor) -> None:
     assert out.lengths == [(FRAMES, [65, 65, 65])]
     siglip = spread(SiglipVisionModel(SiglipVisionConfig(image_size=14 * SIDE, vision_use_head=False, **VISION))).eval()
     out = DenseTower(siglip, 4, even_units(SIDE, 2), False)(pixels, torch.arange(FRAMES))
-    torch.testing.assert_close(out.hidden, siglip(pixels, output_hidden_states=True).hidden_states[-1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        out.hidden, siglip(pixels, output_hidden_states=True).hidden_states[-1], atol=1e-6, rtol=0
+    )
     assert out.cls is None
 
 
@@ -120,7 +126,9 @@ def test_absorbed_units_are_the_size_weighted_mean(pixels: torch.Tensor) -> None
             mean = torch.stack([dense[frame, patches[number][offset]] for number in (*others, 5)]).mean(dim=0)
             torch.testing.assert_close(out.hidden[frame, patches[5][offset]], mean, atol=1e-5, rtol=0)
             torch.testing.assert_close(out.hidden[frame, patches[0][offset]], mean, atol=1e-5, rtol=0)  # unmerged
-            torch.testing.assert_close(out.hidden[frame, patches[9][offset]], dense[frame, patches[9][offset]], atol=1e-5, rtol=0)
+            torch.testing.assert_close(
+                out.hidden[frame, patches[9][offset]], dense[frame, patches[9][offset]], atol=1e-5, rtol=0
+            )
         assert out.absorbed_by[frame].tolist() == [9 if number == 9 else 5 for number in range(16)]
 
 

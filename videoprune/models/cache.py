@@ -27,6 +27,9 @@ class KeptLayer(DynamicLayer):
     token of the unpruned prompt and answer each entry is.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.seen = 0
@@ -59,7 +62,9 @@ class KeptLayer(DynamicLayer):
         return self.size + query_length, self.seen - self.size
 
     def crop(self, *args: Any, **kwargs: Any) -> None:
-        raise ValueError("a pruned cache cannot be cropped: assisted decoding is not supported with compression; switch it off")
+        raise ValueError(
+            "a pruned cache cannot be cropped: assisted decoding is not supported with compression; switch it off"
+        )
 
     def reset(self) -> None:
         super().reset()

@@ -32,7 +32,9 @@ class ContrastiveModel:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         room = self.length - 2  # begin and end tokens
         chunks = [self.tokenizer.decode(ids[i : i + room]) for i in range(0, max(len(ids), 1), room)]
-        batch = self.tokenizer(chunks, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt")
+        batch = self.tokenizer(
+            chunks, padding="max_length", truncation=True, max_length=self.length, return_tensors="pt"
+        )
         known = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
         return _pooled(self.model.get_text_features(**known)).amax(dim=0)
 
@@ -48,7 +50,9 @@ def load_contrastive(model: str) -> ContrastiveModel:
     """Load a CLIP or SigLIP checkpoint; kept, because every chunk and every question needs it."""
     config = read_json(model, "config.json", None)
     if config.get("model_type") not in ("clip", "siglip"):
-        raise EnvironmentProblem(f"model {model}: model_type {config.get('model_type')!r} is no text-image model; give a CLIP or SigLIP checkpoint")
+        raise EnvironmentProblem(
+            f"model {model}: model_type {config.get('model_type')!r} is no text-image model; give a CLIP or SigLIP checkpoint"
+        )
     try:
         loaded = AutoModel.from_pretrained(model).eval()
         tokenizer = AutoTokenizer.from_pretrained(model)

@@ -137,7 +137,9 @@ class Layers:
             shape = (self.types[number], entered.hidden.shape[1], kept.size)
             if shape not in masks:
                 known = {} if prefill else {"layer_idx": number}
-                masks[shape] = MASKS[self.types[number]](decoder.config, entered.hidden, None, None if prefill else cache, **known)
+                masks[shape] = MASKS[self.types[number]](
+                    decoder.config, entered.hidden, None, None if prefill else cache, **known
+                )
             kept.incoming = entered.index
             out = layer(
                 entered.hidden,
@@ -214,9 +216,13 @@ class Layers:
             entered, keys = entered.keep(self._rows_kept), keys[:, self._rows_kept]
         return stream
 
-    def _prefill_view(self, number: int, layer: nn.Module, entered: Stream, stream: Stream, keys: Tensor) -> PrefillView:
+    def _prefill_view(
+        self, number: int, layer: nn.Module, entered: Stream, stream: Stream, keys: Tensor
+    ) -> PrefillView:
         rows = entered.hidden.shape[1]
-        behind = self.prompt_rows - self.session.visual[1]  # text is never pruned, so its number is the unpruned prompt's
+        behind = (
+            self.prompt_rows - self.session.visual[1]
+        )  # text is never pruned, so its number is the unpruned prompt's
 
         return PrefillView(
             layer=number,
@@ -264,7 +270,9 @@ class Layers:
                 view = self._decode_view(number, layer, entered, kept, prefill)
         return view
 
-    def _decode_view(self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool) -> DecodeView:
+    def _decode_view(
+        self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool
+    ) -> DecodeView:
         start, stop = self.session.visual
         position, keys = kept.positions(), kept.keys[0]
 
@@ -350,7 +358,9 @@ def compressed(model: Any, session: Session) -> Iterator[Trace]:
         past = cache.get_seq_length()
         if past == 0:
             if session.trace.queries:  # without a cache `generate` reads the whole prompt again for every token
-                raise UsageError("use_cache=False is given, or a second prompt; a session is one prompt read into one cache")
+                raise UsageError(
+                    "use_cache=False is given, or a second prompt; a session is one prompt read into one cache"
+                )
             cache.layers[:] = [KeptLayer() for _ in decoder.layers]
             loop.prompt_rows = hidden.shape[1]
         if position_ids is None:
@@ -376,9 +386,13 @@ def compressed(model: Any, session: Session) -> Iterator[Trace]:
 def _refuse(hidden: Tensor, attention_mask: Any, cache: Cache) -> None:
     """Refuse what would run but mean something else."""
     if hidden.shape[0] != 1:
-        raise UsageError(f"a batch of {hidden.shape[0]} prompts is given; compression runs one prompt at a time: ask one by one")
+        raise UsageError(
+            f"a batch of {hidden.shape[0]} prompts is given; compression runs one prompt at a time: ask one by one"
+        )
     if getattr(cache, "is_compileable", False):
-        raise UsageError("a static cache is given; layers differ in length here: leave cache_implementation at its default")
+        raise UsageError(
+            "a static cache is given; layers differ in length here: leave cache_implementation at its default"
+        )
     if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.ndim > 2):
         raise UsageError("a prepared attention mask is given; compression builds its own: pass none")
     first_call = cache.get_seq_length() == 0  # one look a prompt: a look is a device synchronisation

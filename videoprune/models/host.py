@@ -114,7 +114,9 @@ class Host(ABC):
     source: ClassVar[str]  # where template, preprocessing and frame rule come from
     default_recipe: ClassVar[str] = "dense"
 
-    def __init__(self, model: Any, tokenizer: Any, name: str, preprocess: Preprocess, choices: Sequence[dict[str, str]] = ()) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, preprocess: Preprocess, choices: Sequence[dict[str, str]] = ()
+    ) -> None:
         self.model, self.tokenizer, self.name, self.preprocess = model, tokenizer, name, preprocess
         self.choices = list(choices)
         self.lock = threading.Lock()
@@ -170,7 +172,10 @@ class Host(ABC):
         return None
 
     def tower_has_cls(self) -> bool:
-        return hasattr(self.model.config.vision_config, "projection_dim") and "clip" in self.model.config.vision_config.model_type
+        return (
+            hasattr(self.model.config.vision_config, "projection_dim")
+            and "clip" in self.model.config.vision_config.model_type
+        )
 
     def tower_stop(self) -> int:
         """Tower layers that run: those up to the selected hidden state."""
@@ -183,7 +188,9 @@ class Host(ABC):
     # ------------------------------------------------------------------ encoding
 
     @torch.no_grad()
-    def encode(self, images: np.ndarray, seconds: np.ndarray, first: int, methods: Sequence[EncodeMethod] = ()) -> Encoded:
+    def encode(
+        self, images: np.ndarray, seconds: np.ndarray, first: int, methods: Sequence[EncodeMethod] = ()
+    ) -> Encoded:
         """Encode a chunk of frames (F, H, W, 3) uint8 shown at `seconds` (F,); `first` is its first frame's number."""
         pixels = self.preprocess(images).to(self.device, self.dtype)
         frame = torch.arange(first, first + len(images), device=self.device)
@@ -229,7 +236,9 @@ class Host(ABC):
 
     def question_ids(self, question: str) -> Tensor:
         """(Q,) token ids of the bare question."""
-        return torch.tensor(self.tokenizer(question, add_special_tokens=False)["input_ids"], device=self.device, dtype=torch.int64)
+        return torch.tensor(
+            self.tokenizer(question, add_special_tokens=False)["input_ids"], device=self.device, dtype=torch.int64
+        )
 
     def embed(self, ids: Tensor) -> Tensor:
         """(Q, D) word embeddings of token ids."""
@@ -264,13 +273,19 @@ class Host(ABC):
             reason = f"the largest original position passes the trained context of {self.context}"
             choices.append({"name": "positions", "value": "compact", "reason": reason})
         position = torch.cat(
-            (torch.arange(start, device=self.device), start + tokens.position.to(self.device), start + tokens.extent + tail)
+            (
+                torch.arange(start, device=self.device),
+                start + tokens.position.to(self.device),
+                start + tokens.extent + tail,
+            )
         )
         asked = self.question_ids(question)
         return Prompt(embeddings[None], position[None], (start, start + len(tokens)), asked), choices
 
     def _ids(self, text: str) -> Tensor:
-        return torch.tensor(self.tokenizer(text, add_special_tokens=False)["input_ids"], device=self.device, dtype=torch.int64)
+        return torch.tensor(
+            self.tokenizer(text, add_special_tokens=False)["input_ids"], device=self.device, dtype=torch.int64
+        )
 
     # ------------------------------------------------------------------ answering
 

@@ -46,9 +46,13 @@ def choose_device(device: str) -> tuple[torch.device, Choice]:
     except RuntimeError as error:
         raise UsageError(f"--device {device}: not a device; allowed are auto, cpu, cuda, cuda:N and mps") from error
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise EnvironmentProblem(f"--device {device}: no CUDA device is available to torch {torch.__version__}; use --device cpu or auto")
+        raise EnvironmentProblem(
+            f"--device {device}: no CUDA device is available to torch {torch.__version__}; use --device cpu or auto"
+        )
     if chosen.type == "cuda" and chosen.index is not None and chosen.index >= torch.cuda.device_count():
-        raise EnvironmentProblem(f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0")
+        raise EnvironmentProblem(
+            f"--device {device}: this machine has {torch.cuda.device_count()} CUDA devices, numbered from 0"
+        )
     if chosen.type == "mps" and not torch.backends.mps.is_available():
         raise EnvironmentProblem("--device mps: no Apple GPU is available; use --device cpu or auto")
     return chosen, {"name": "device", "value": str(chosen), "reason": reason}
@@ -78,8 +82,12 @@ def check_attention(attn: str) -> Choice:
         from transformers.utils import is_flash_attn_2_available
 
         if attn == "flash_attention_3" or not is_flash_attn_2_available():
-            raise EnvironmentProblem(f"--attn {attn}: its package is not installed; install videoprune[flash] on a CUDA machine, or use --attn sdpa")
-    reason = "torch's fused kernels, FlashAttention among them where the device has it" if attn == "sdpa" else "asked for"
+            raise EnvironmentProblem(
+                f"--attn {attn}: its package is not installed; install videoprune[flash] on a CUDA machine, or use --attn sdpa"
+            )
+    reason = (
+        "torch's fused kernels, FlashAttention among them where the device has it" if attn == "sdpa" else "asked for"
+    )
     return {"name": "attention", "value": attn, "reason": reason}
 
 
@@ -91,9 +99,13 @@ def read_json(model: str, name: str, revision: str | None, required: bool = True
         if not path.is_file():
             if not required:
                 return {}
-            raise EnvironmentProblem(f"model {model}: the folder has no {name}, so it is no checkpoint; give a folder written by save_pretrained")
+            raise EnvironmentProblem(
+                f"model {model}: the folder has no {name}, so it is no checkpoint; give a folder written by save_pretrained"
+            )
     elif folder.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise EnvironmentProblem(f"model {model}: not found; give a checkpoint folder, ORG/NAME from the hub, or leave --model out for the demo model")
+        raise EnvironmentProblem(
+            f"model {model}: not found; give a checkpoint folder, ORG/NAME from the hub, or leave --model out for the demo model"
+        )
     else:
         try:
             found = cached_file(model, name, revision=revision)
@@ -101,14 +113,18 @@ def read_json(model: str, name: str, revision: str | None, required: bool = True
             if not required:
                 return {}
             first = str(error).strip().splitlines()[0]
-            raise EnvironmentProblem(f"model {model}: not in the cache and not reachable ({first[:160]}); download it first or give a folder") from error
+            raise EnvironmentProblem(
+                f"model {model}: not in the cache and not reachable ({first[:160]}); download it first or give a folder"
+            ) from error
         if found is None:
             return {}
         path = Path(found)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise EnvironmentProblem(f"model {model}: {name} cannot be read as JSON ({error}); the checkpoint is damaged or half-written") from error
+        raise EnvironmentProblem(
+            f"model {model}: {name} cannot be read as JSON ({error}); the checkpoint is damaged or half-written"
+        ) from error
     if not isinstance(content, dict):
         raise EnvironmentProblem(f"model {model}: {name} holds no JSON object; the checkpoint is damaged")
     return content
@@ -126,7 +142,8 @@ def recognise(config: Mapping[str, Any]) -> tuple[type[Host], str]:
     if kind == "llava_qwen" and "mm_projector_type" in config:
         return LongVA, "model_type is llava_qwen in the original layout (mm_* fields)"
     raise EnvironmentProblem(
-        f"model_type {kind!r} is not supported; supported are llava_onevision (LLaVA-OneVision) and llava_qwen in the original layout (LongVA)"
+        f"model_type {kind!r} is not supported; supported are llava_onevision (LLaVA-OneVision) "
+        "and llava_qwen in the original layout (LongVA)"
     )
 
 
@@ -164,10 +181,13 @@ def load_host(
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         except Exception as error:  # every library layer below raises its own kind
-            raise EnvironmentProblem(f"model {name}: its tokenizer cannot be loaded ({_first_line(error)}); the checkpoint is incomplete") from error
-    if len(tokenizer) > loaded.get_input_embeddings().weight.shape[0]:
+            raise EnvironmentProblem(
+                f"model {name}: its tokenizer cannot be loaded ({_first_line(error)}); the checkpoint is incomplete"
+            ) from error
+    rows = loaded.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > rows:
         raise EnvironmentProblem(
-            f"model {name}: its tokenizer has {len(tokenizer)} entries, its embeddings {loaded.get_input_embeddings().weight.shape[0]}; "
+            f"model {name}: its tokenizer has {len(tokenizer)} entries, its embeddings {rows}; "
             "they belong to different models"
         )
     preprocess = read_preprocess(name, revision, loaded.config.vision_config, choices)
@@ -192,13 +212,17 @@ def _load_weights(stock: Any, name: str, settings: dict[str, Any]) -> Any:
     try:
         model, info = stock.from_pretrained(name, output_loading_info=True, **settings)
     except Exception as error:
-        raise EnvironmentProblem(f"model {name}: its weights cannot be read ({_first_line(error)}); the checkpoint is damaged, half-written or absent") from error
+        raise EnvironmentProblem(
+            f"model {name}: its weights cannot be read ({_first_line(error)}); the checkpoint is damaged, half-written or absent"
+        ) from error
     mismatched = [str(key[0] if isinstance(key, (tuple, list)) else key) for key in info.get("mismatched_keys", ())]
     unexpected = [key for key in info["unexpected_keys"] if not re.search(UNUSED_KEYS, key)]
     for what, keys in (("missing", info["missing_keys"]), ("unexpected", unexpected), ("mismatched", mismatched)):
         if keys:
             some = ", ".join(sorted(keys)[:3])
-            raise EnvironmentProblem(f"model {name}: {len(keys)} {what} weights ({some}…); the checkpoint is incomplete or of another kind")
+            raise EnvironmentProblem(
+                f"model {name}: {len(keys)} {what} weights ({some}…); the checkpoint is incomplete or of another kind"
+            )
     return model
 
 
@@ -208,7 +232,13 @@ def read_preprocess(name: str, revision: str | None, vision: Any, choices: list[
     siglip = "siglip" in vision.model_type
     if not raw:
         half = (0.5, 0.5, 0.5)
-        choices.append({"name": "preprocess", "value": "siglip" if siglip else "clip", "reason": "the checkpoint has no preprocessor_config.json"})
+        choices.append(
+            {
+                "name": "preprocess",
+                "value": "siglip" if siglip else "clip",
+                "reason": "the checkpoint has no preprocessor_config.json",
+            }
+        )
         return Preprocess(vision.image_size, half, half, crop=False) if siglip else Preprocess(vision.image_size)
     size = raw.get("size") or {}
     squeeze = isinstance(size, dict) and "height" in size and not raw.get("do_center_crop")

@@ -35,10 +35,22 @@ CLIP_L_336 = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-TEXT_KEYS = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads hidden_act "
-    "max_position_embeddings rms_norm_eps attention_dropout initializer_range bos_token_id eos_token_id tie_word_embeddings"
-).split()
+TEXT_KEYS = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_act",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "attention_dropout",
+    "initializer_range",
+    "bos_token_id",
+    "eos_token_id",
+    "tie_word_embeddings",
+]
 
 
 def longva_config(raw: dict[str, Any]) -> LlavaConfig:

@@ -106,7 +106,13 @@ class DenseTower:
         frames, device = len(hidden), hidden.device
         unit = torch.arange(self.units, device=device).repeat(frames, 1)
         books = Books(torch.ones_like(unit, dtype=torch.bool), torch.ones_like(unit), unit)
-        groups = [Group(torch.arange(frames, device=device), hidden, torch.arange(self.patches, device=device).expand(frames, -1))]
+        groups = [
+            Group(
+                torch.arange(frames, device=device),
+                hidden,
+                torch.arange(self.patches, device=device).expand(frames, -1),
+            )
+        ]
         acting: dict[int, list[tuple[EncodeMethod, int]]] = {}
         for method in methods:
             for step, number in enumerate(method.layers(self.stop)):
@@ -173,7 +179,9 @@ class _Act:
         hidden = self._unit_means([group.hidden[:, self.tower.extra :] for group in self.groups])
         keys = self._unit_means(
             [
-                attention.k_proj(self.layer.layer_norm1(rows[:, self.tower.extra :])).unflatten(-1, (attention.num_heads, -1)).mean(dim=-2)
+                attention.k_proj(self.layer.layer_norm1(rows[:, self.tower.extra :]))
+                .unflatten(-1, (attention.num_heads, -1))
+                .mean(dim=-2)
                 for rows in self.entered
             ]
         )
@@ -214,7 +222,9 @@ class _Act:
             target = self._target(group)
             total = torch.zeros(len(target), width, values.shape[-1], device=values.device)
             total.scatter_add_(1, target[..., None].expand_as(values), values.float())
-            count = torch.zeros(len(target), width, device=values.device).scatter_add_(1, target, torch.ones_like(target).float())
+            count = torch.zeros(len(target), width, device=values.device).scatter_add_(
+                1, target, torch.ones_like(target).float()
+            )
             mean[group.frame] = total / count.clamp(min=1)[..., None]
         return mean
 
@@ -229,7 +239,9 @@ class _Act:
             query = attention.q_proj(normed[:, :1]).unflatten(-1, (heads, -1)).transpose(1, 2)
             keys = attention.k_proj(normed).unflatten(-1, (heads, -1)).transpose(1, 2)
             row = (query @ keys.transpose(-1, -2)).float().mul(attention.scale).softmax(dim=-1).mean(dim=1)[:, 0, 1:]
-            share[group.frame] = torch.zeros(len(row), share.shape[1], device=row.device).scatter_add_(1, self._target(group), row)
+            share[group.frame] = torch.zeros(len(row), share.shape[1], device=row.device).scatter_add_(
+                1, self._target(group), row
+            )
         return share
 
     def shrink(self, keep: Tensor, absorbed_by: Tensor) -> list[Group]:

@@ -30,7 +30,9 @@ class Contrastive(RelevanceMethod):
 
     def __post_init__(self) -> None:
         if not self.model:
-            raise UsageError("model: nothing is given; name a CLIP or SigLIP checkpoint (folder or hub name), or use method: embedding")
+            raise UsageError(
+                "model: nothing is given; name a CLIP or SigLIP checkpoint (folder or hub name), or use method: embedding"
+            )
 
     def _scorer(self) -> Any:
         from videoprune.models.contrastive import load_contrastive
@@ -44,4 +46,6 @@ class Contrastive(RelevanceMethod):
         if view.observed is None:
             raise UsageError("relevance: the film was watched without this scorer; watch it again with this recipe")
         text = self._scorer().text(view.text)
-        return torch.nn.functional.cosine_similarity(view.observed.float(), text[None].float().to(view.observed.device), dim=1)
+        return torch.nn.functional.cosine_similarity(
+            view.observed.float(), text[None].float().to(view.observed.device), dim=1
+        )
