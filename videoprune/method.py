@@ -15,6 +15,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from videoprune.checks import check_count as check_count
+from videoprune.checks import check_positions
+from videoprune.checks import check_range as check_range
+from videoprune.checks import scale_layers as scale_layers
 from videoprune.run import Events, Run
 from videoprune.tokens import VisualTokens, budget, check_share
 
@@ -214,14 +218,6 @@ class MergeMethod(Budgeted):
         """A smaller VisualTokens; a `frame`-scope method may be given any chunk of whole frames."""
 
 
-def check_positions(positions: str) -> None:
-    """Refuse a position policy that does not exist."""
-    from videoprune.errors import UsageError
-
-    if positions not in ("original", "compact"):
-        raise UsageError(f"positions: {positions!r} is given; allowed are 'original' and 'compact'")
-
-
 # ---------------------------------------------------------------------------------------------------------- prefill
 
 
@@ -370,42 +366,3 @@ class DecodeMethod(Budgeted):
     @abstractmethod
     def start(self, run: Run, layers: int) -> DecodeState:
         """Fresh state for one answer."""
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Refuse a hyper-parameter that is no whole number of at least `least`."""
-    from videoprune.errors import UsageError
-
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise UsageError(f"{name}: {value!r} is given; allowed is a whole number of at least {least}")
-
-
-def check_range(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
-    """Refuse a hyper-parameter outside low..high."""
-    from videoprune.errors import UsageError
-
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
-    if not good or (open_low and value == low):
-        raise UsageError(
-            f"{name}: {value!r} is given; allowed is a number {'above' if open_low else 'from'} {low} to {high}"
-        )
-
-
-def scale_layers(layers: Sequence[int], paper_depth: int, depth: int) -> tuple[int, ...]:
-    """Carry layer indices of a model with `paper_depth` layers to one with `depth`; refuse a collision.
-
-    Each index i becomes round(i * depth / paper_depth).
-
-    Raises:
-        UsageError: where two layers fall on one, or one outside 0..depth-1.
-    """
-    from videoprune.errors import UsageError
-
-    scaled = tuple(int(layer * depth / paper_depth + 0.5) for layer in layers)
-    if len(set(scaled)) < len(scaled) or any(not 0 <= layer < depth for layer in scaled):
-        raise UsageError(
-            f"layers {list(layers)} of {paper_depth} become {list(scaled)} of this model's {depth}, "
-            "which collide or do not exist; "
-            "give `layers` further apart, or fewer"
-        )
-    return scaled

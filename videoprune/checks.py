@@ -1,0 +1,47 @@
+"""Checks of hyper-parameters: what was given, what is allowed, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from videoprune.errors import UsageError
+
+
+def check_positions(positions: str) -> None:
+    """Refuse a position policy that does not exist."""
+    if positions not in ("original", "compact"):
+        raise UsageError(f"positions: {positions!r} is given; allowed are 'original' and 'compact'")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse a hyper-parameter that is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UsageError(f"{name}: {value!r} is given; allowed is a whole number of at least {least}")
+
+
+def check_range(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+    """Refuse a hyper-parameter outside low..high."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    if not good or (open_low and value == low):
+        raise UsageError(
+            f"{name}: {value!r} is given; allowed is a number {'above' if open_low else 'from'} {low} to {high}"
+        )
+
+
+def scale_layers(layers: Sequence[int], paper_depth: int, depth: int) -> tuple[int, ...]:
+    """Carry layer indices of a model with `paper_depth` layers to one with `depth`; refuse a collision.
+
+    Each index i becomes round(i * depth / paper_depth).
+
+    Raises:
+        UsageError: where two layers fall on one, or one outside 0..depth-1.
+    """
+    scaled = tuple(int(layer * depth / paper_depth + 0.5) for layer in layers)
+    if len(set(scaled)) < len(scaled) or any(not 0 <= layer < depth for layer in scaled):
+        raise UsageError(
+            f"layers {list(layers)} of {paper_depth} become {list(scaled)} of this model's {depth}, "
+            "which collide or do not exist; "
+            "give `layers` further apart, or fewer"
+        )
+    return scaled

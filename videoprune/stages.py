@@ -1,0 +1,87 @@
+"""The methods of a recipe, ready to act: those that change nothing left out, merges split where the question is first needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from videoprune.errors import UsageError, VideoPruneError
+from videoprune.method import EncodeMethod, MergeMethod, RelevanceMethod
+from videoprune.models.host import Host
+from videoprune.recipe import Recipe
+from videoprune.run import Events, Run
+from videoprune.tokens import VisualTokens
+
+
+@dataclass(eq=False)
+class Stages:
+    """Methods by stage, in order.
+
+    Attributes:
+        encode, segment, prefill, decode, relevance: as the recipe names them; `segment` has one or none.
+        blind, aware: merges that run once a film, and those that run once a question.
+    """
+
+    encode: tuple[EncodeMethod, ...]
+    segment: tuple[Any, ...]
+    blind: tuple[MergeMethod, ...]
+    aware: tuple[MergeMethod, ...]
+    prefill: tuple[Any, ...]
+    decode: tuple[Any, ...]
+    relevance: RelevanceMethod
+
+    @classmethod
+    def of(cls, recipe: Recipe) -> Stages:
+        built = recipe.build()
+        acting = {name: tuple(method for method in methods if not method.identity) for name, methods in built.items()}
+        merges = acting.get("merge", ())
+        first = next((number for number, method in enumerate(merges) if method.needs_question), len(merges))
+        if len(acting.get("segment", ())) > 1:
+            raise UsageError(
+                f"segment: {len(acting['segment'])} methods are given; a film has one segmentation: give one"
+            )
+        return cls(
+            encode=acting.get("encode", ()),
+            segment=acting.get("segment", ()),
+            blind=merges[:first],
+            aware=merges[first:],
+            prefill=acting.get("prefill", ()),
+            decode=acting.get("decode", ()),
+            relevance=built["relevance"][0],
+        )
+
+    @property
+    def need_relevance(self) -> bool:
+        return any(method.needs_question for method in (*self.aware, *self.prefill, *self.decode))
+
+    def check(self, host: Host) -> None:
+        """Refuse schedules that do not fit the host, before any work.
+
+        Raises:
+            UsageError: layers that do not exist or collide.
+        """
+        trial = Run(Events.single(1))  # one for all: decode methods read what prefill methods publish
+        for method in (*self.prefill, *self.decode):
+            method.start(trial, host.decoder_shape.layers)
+        for method in self.encode:
+            layers = list(method.layers(host.tower.stop))
+            if any(not 0 <= layer < host.tower.stop for layer in layers):
+                raise UsageError(
+                    f"encode: acts after layers {layers}, but this vision tower runs layers 0..{host.tower.stop - 1}"
+                )
+
+
+def merge(tokens: VisualTokens, run: Run, methods: tuple[MergeMethod, ...], host: Host) -> VisualTokens:
+    """Apply merge methods in order, each with its position policy."""
+    newline = host.newline()
+    if newline is not None:
+        run.published["newline"] = newline
+    for method in methods:
+        try:
+            tokens = method(tokens, run)
+        except VideoPruneError as error:
+            error.stage = error.stage or "merge"
+            raise
+        if method.positions == "compact":
+            tokens = tokens.compacted()
+    return tokens
