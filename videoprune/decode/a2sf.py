@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from videoprune.checks import check_count, check_range
 from videoprune.errors import UsageError
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV, check_count, check_range
-from videoprune.ops.attention import always_kept, decay_weights, decayed_column_sum, fold_rows, keep_best
+from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
+from videoprune.ops.attention import always_kept, carry, decay_weights, decayed_column_sum, fold_rows, keep_best
 from videoprune.run import Run
 
 
@@ -42,12 +42,6 @@ def accumulate_attention(query: Tensor, key: Tensor, forgetting: float, epsilon:
 def accumulate_rows(rows: Tensor, kv_heads: int, forgetting: float) -> Tensor:
     """`accumulate_attention` from the attention of the last W rows: (H, W, S) -> (Hkv, S)."""
     return fold_rows(rows, decay_weights(rows.shape[1], forgetting, rows.device), kv_heads)
-
-
-def carry(score: Tensor, before: Tensor, now: Tensor) -> Tensor:
-    """Move scores of the entries at positions `before` (Hkv, A) ascending to `now` (Hkv, S); new entries start at 0."""
-    place = torch.searchsorted(before, now.contiguous()).clamp(max=before.shape[1] - 1)
-    return torch.where(before.gather(1, place) == now, score.gather(1, place), 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

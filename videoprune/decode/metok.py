@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoprune.checks import check_count, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV, check_count, scale_layers
+from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
 from videoprune.ops.attention import always_kept, keep_best, thin_evenly
 from videoprune.run import Run
 

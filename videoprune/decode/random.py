@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV, check_count
+from videoprune.checks import check_count
+from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
 from videoprune.ops.attention import always_kept, keep_best
 from videoprune.run import Run
 

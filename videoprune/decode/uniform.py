@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV, check_count
+from videoprune.checks import check_count
+from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
 from videoprune.ops.attention import always_kept, keep_best, thin_evenly
 from videoprune.run import Run
 

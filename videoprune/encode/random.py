@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoprune.checks import check_count
 from videoprune.errors import UsageError
-from videoprune.method import EncodeMethod, TowerPlan, TowerView, check_count
+from videoprune.method import EncodeMethod, TowerPlan, TowerView
 from videoprune.ops.matching import nearest_kept
 from videoprune.ops.similarity import smallest
 

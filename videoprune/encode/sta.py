@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoprune.checks import check_count, check_range
 from videoprune.errors import UsageError
-from videoprune.method import EncodeMethod, TowerPlan, TowerView, check_count, check_range
+from videoprune.method import EncodeMethod, TowerPlan, TowerView
 from videoprune.ops.matching import ascending, bipartite_plan, nearest_kept
 from videoprune.ops.similarity import smallest, unit
 

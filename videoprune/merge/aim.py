@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoprune.method import MergeMethod, check_count
+from videoprune.checks import check_count
+from videoprune.method import MergeMethod
 from videoprune.ops.matching import bipartite_plan, group_mean
 from videoprune.run import Run
 from videoprune.tokens import VisualTokens

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoprune.checks import check_count
 from videoprune.errors import UsageError
-from videoprune.method import MergeMethod, check_count
+from videoprune.method import MergeMethod
 from videoprune.run import Events, Run
 from videoprune.tokens import VisualTokens
 
@@ -83,6 +84,7 @@ class METok(MergeMethod):
     paper = "arXiv 2506.02850"
     scope = "event"
     needs_question = True
+    needs_relevance = True
     fixed_count = False
     attention = "none"
 

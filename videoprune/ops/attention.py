@@ -260,6 +260,12 @@ def thin_evenly(free: Tensor, count: Tensor | int) -> Tensor:
     return free & (chosen_up_to(rank) > chosen_up_to(rank - 1))
 
 
+def carry(score: Tensor, before: Tensor, now: Tensor) -> Tensor:
+    """Move scores of the entries at positions `before` (Hkv, A) ascending to `now` (Hkv, S); new entries start at 0."""
+    place = torch.searchsorted(before.contiguous(), now.contiguous()).clamp(max=before.shape[1] - 1)
+    return torch.where(before.gather(1, place) == now, score.gather(1, place), 0.0)
+
+
 def always_kept(text: Tensor, count: int, recent: int, protect_text: bool) -> tuple[Tensor, int]:
     """Cache entries that a budget of `count` must not touch: the protected text, then as many recent ones as fit.
 
@@ -274,5 +280,5 @@ def always_kept(text: Tensor, count: int, recent: int, protect_text: bool) -> tu
     """
     texts = int(text.sum(-1).max()) if protect_text else 0
     kept = text.clone() if protect_text else torch.zeros_like(text)
-    kept[:, kept.shape[1] - max(0, min(recent, count - texts)) :] = True
+    kept[:, kept.shape[1] - max(0, min(recent, count - texts, kept.shape[1])) :] = True
     return kept, max(count, texts)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoprune.checks import check_count, check_range, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView, check_count, check_range, scale_layers
+from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import StreamedAttention, keep_best
 from videoprune.run import Run
 

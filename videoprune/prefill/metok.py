@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoprune.checks import check_count, check_range, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView, check_count, check_range, scale_layers
+from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import apportion, best_per_group
 from videoprune.run import Run
 
@@ -80,6 +81,7 @@ class METok(PrefillMethod):
     paper = "arXiv 2506.02850"
     scope = "event"
     needs_question = True
+    needs_relevance = True
     fixed_count = False
     attention = "text rows"
 

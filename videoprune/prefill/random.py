@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoprune.checks import check_count, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView, check_count, scale_layers
+from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.run import Run
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoprune.method import SegmentMethod, check_count
+from videoprune.checks import check_count
+from videoprune.method import SegmentMethod
 from videoprune.ops.similarity import adjacent_cosine
 from videoprune.run import Events
 

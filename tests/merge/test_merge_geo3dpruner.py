@@ -1,0 +1,157 @@
+"""Geo3DPruner against loops in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from videoprune.errors import UsageError
+from videoprune.merge.geo3dpruner import Geo3DPruner, attention_sums, voxel_order, voxels
+from videoprune.run import Events, Run
+from videoprune.tokens import VisualTokens
+
+
+def film(frames, grid=(4, 4), seed=0, dtype=torch.float32, rows=None):
+    generator = torch.Generator().manual_seed(seed)
+    if rows is None:
+        rows = torch.randn(frames * grid[0] * grid[1], 6, generator=generator).to(dtype)
+    tokens = VisualTokens.from_frames(rows, torch.arange(frames, dtype=torch.float64), grid)
+    return tokens.with_scores(points=torch.rand(len(tokens), 3, generator=generator) * 0.4 - 0.2)
+
+
+def run(*lengths):
+    return Run(Events(torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))))
+
+
+def still(frames, grid=(4, 4), seed=0):
+    """Frames that repeat but for a third of their places."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = grid[0] * grid[1]
+    rows = torch.randn(cells, 6, generator=generator).repeat(frames, 1)
+    moving = torch.arange(len(rows)) % cells % 3 == 0
+    noise = torch.randn(rows.shape, generator=generator)
+    return film(frames, grid, rows=torch.where(moving[:, None], noise, rows + 0.01 * noise))
+
+
+def slow(rows, points, size, ratio, at_once, count):
+    """Tokens kept, voxel by voxel."""
+    rows = rows.double().numpy()
+    scaled = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    looks = np.exp(scaled @ scaled.T / 0.1)
+    looks = looks / looks.sum(axis=1, keepdims=True)
+    cubes = {}
+    for token, point in enumerate(points.tolist()):
+        cubes.setdefault(tuple(int(np.floor(x / size)) for x in point), []).append(token)
+    inside = {i: np.mean([looks[j][i] for j in members]) for members in cubes.values() for i in members}
+    best = {key: sorted(m, key=lambda i: -inside[i])[: max(1, int(len(m) * ratio))] for key, m in cubes.items()}
+    left, order = dict(best), []
+    while left:
+        gets = {
+            one: sum(np.mean([sum(looks[j][i] for i in left[one]) for j in left[other]]) for other in left)
+            for one in left
+        }
+        order += sorted(left, key=lambda one: -gets[one])[:at_once]
+        left = {key: members for key, members in left.items() if key not in order}
+    ranked = [i for key in order for i in best[key]]
+    ranked += [i for key in order for i in sorted(cubes[key], key=lambda i: -inside[i]) if i not in best[key]]
+    return sorted(ranked[:count])
+
+
+@pytest.mark.parametrize("count", [2, 9, 30, 60])
+@pytest.mark.parametrize("ratio", [0.5, 0.2])
+def test_what_stays(count, ratio, monkeypatch):
+    monkeypatch.setattr("videoprune.merge.geo3dpruner.BLOCK", 64 * 10)
+    tokens = film(4, seed=count)
+    left = Geo3DPruner(keep=count, ratio=ratio, at_once=3)(tokens, run(4)).check()
+    want = slow(tokens.features, tokens.scores["points"], 0.1, ratio, 3, count)
+    assert torch.equal(left.features, tokens.features[want])
+    assert torch.equal(left.scores["points"], tokens.scores["points"][want])
+
+
+def test_geometry_features_are_read_where_they_are():
+    tokens = film(3)
+    geometry = torch.randn(48, 9, generator=torch.Generator().manual_seed(9))
+    left = Geo3DPruner(keep=10)(tokens.with_scores(geometry=geometry), run(3)).check()
+    want = slow(geometry, tokens.scores["points"], 0.1, 0.5, 8, 10)
+    assert torch.equal(left.features, tokens.features[want])
+
+
+def test_voxels_are_cubes_of_the_lattice():
+    points = torch.tensor([[0.0, 0.0, 0.0], [0.09, 0.0, 0.09], [-0.01, 0.0, 0.0], [0.11, 0.0, 0.0]])
+    number = voxels(points, 0.1)
+    assert number[0] == number[1]
+    assert len(number.unique()) == 3
+
+
+def test_one_token_and_one_voxel():
+    inside, survives, between = attention_sums(torch.ones(4, 3), torch.zeros(4, dtype=torch.int64), 0.5)
+    assert survives.tolist() == [True, True, False, False]
+    assert torch.allclose(inside, torch.full((4,), 0.25))
+    assert torch.allclose(between, torch.tensor([[0.5]]))
+    assert voxel_order(between, 8).tolist() == [0]
+
+
+def test_points_must_be_given():
+    tokens = film(2)
+    with pytest.raises(UsageError, match="with_scores"):
+        Geo3DPruner()(VisualTokens.from_frames(tokens.features, tokens.frame_seconds, tokens.grid), run(2))
+    with pytest.raises(UsageError, match="finite"):
+        Geo3DPruner()(tokens.with_scores(points=torch.full((32, 3), torch.nan)), run(2))
+    many = film(1, (92, 92), rows=torch.zeros(8464, 2))
+    with pytest.raises(UsageError, match="voxels"):
+        Geo3DPruner()(many.with_scores(points=torch.arange(8464.0)[:, None].expand(-1, 3)), run(1))
+
+
+# ------------------------------------------------------------------------------------------------------ invariants
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.9, 1, 3])
+@pytest.mark.parametrize("at_most", [None, 5])
+@pytest.mark.parametrize(("lengths", "grid"), [((1,), (1, 1)), ((1,), (3, 3)), ((3, 4), (1, 1)), ((4, 1, 6), (3, 4))])
+def test_budget_order_and_ledger(keep, at_most, lengths, grid):
+    method = Geo3DPruner(keep=keep, at_most=at_most)
+    for tokens in (film(sum(lengths), grid), still(sum(lengths), grid)):
+        left = method(tokens, run(*lengths)).check()
+        wanted = method.count(len(tokens))
+        assert left.count == wanted
+        assert bool((left.frame.diff() >= 0).all())
+        assert bool((left.frame * 1000 + left.cell[:, 0] * grid[1] + left.cell[:, 1]).diff().gt(0).all())
+        again = method(tokens, run(*lengths))
+        assert torch.equal(again.features, left.features)
+        assert torch.equal(again.owner, left.owner)
+        if wanted == len(tokens):
+            assert torch.equal(left.features, tokens.features)
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep": 0.2}, {"at_most": 9}])
+def test_black_repeated_half_precision_and_torn_films(settings):
+    method = Geo3DPruner(**settings)
+    black, same = film(5, rows=torch.zeros(80, 6)), film(5, rows=torch.ones(80, 6))
+    for tokens, value in ((black, 0.0), (same, 1.0)):
+        left = method(tokens, run(2, 3)).check()
+        assert torch.allclose(left.features, torch.full_like(left.features, value))
+        assert 1 <= left.count <= method.count(80)
+    half = method(film(5, dtype=torch.bfloat16), run(2, 3)).check()
+    assert half.features.dtype == torch.bfloat16
+    assert bool(torch.isfinite(half.features).all())
+    torn = film(5).keep(torch.cat((torch.arange(3, 16), torch.tensor([20]), torch.arange(64, 80))))
+    torn = torn.insert(torch.tensor([12, 13]), torch.full((2, 6), 9.0))
+    left = method(torn, run(2, 3)).check()
+    assert bool((left.features[left.weight == 0] == 9).all())
+    assert int((left.weight == 0).sum()) == 2
+    assert left.count <= method.count(30)
+
+
+def test_positions():
+    kept, moved = Geo3DPruner(keep=6, positions="original"), Geo3DPruner(keep=6, positions="compact")
+    tokens = film(4)
+    assert moved(tokens, run(4)).position.tolist() == list(range(6))
+    assert (
+        kept(tokens, run(4)).position.tolist()
+        == (16 * kept(tokens, run(4)).frame + kept(tokens, run(4)).cell @ torch.tensor([4, 1])).tolist()
+    )
+
+
+@pytest.mark.parametrize("bad", [{"size": 0.0}, {"ratio": 0.0}, {"at_once": 0}, {"keep": 0}])
+def test_refusals(bad):
+    with pytest.raises(UsageError, match="given"):
+        Geo3DPruner(**bad)

@@ -1,0 +1,154 @@
+"""PruneVid's merging against loops in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from videoprune.errors import UsageError
+from videoprune.merge.prunevid import PruneVid, mean_pair_cosine, static_into
+from videoprune.run import Events, Run
+from videoprune.tokens import VisualTokens
+
+
+def film(frames, grid=(4, 4), seed=0, dtype=torch.float32, rows=None):
+    generator = torch.Generator().manual_seed(seed)
+    if rows is None:
+        rows = torch.randn(frames * grid[0] * grid[1], 6, generator=generator).to(dtype)
+    return VisualTokens.from_frames(rows, torch.arange(frames, dtype=torch.float64), grid)
+
+
+def run(*lengths):
+    return Run(Events(torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))))
+
+
+def still(frames, grid=(4, 4), seed=0):
+    """Frames that repeat but for a third of their places."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = grid[0] * grid[1]
+    rows = torch.randn(cells, 6, generator=generator).repeat(frames, 1)
+    moving = torch.arange(len(rows)) % cells % 3 == 0
+    noise = torch.randn(rows.shape, generator=generator)
+    return film(frames, grid, rows=torch.where(moving[:, None], noise, rows + 0.01 * noise))
+
+
+def cos(a, b):
+    a, b = a.double().numpy(), b.double().numpy()
+    size = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / size) if size else 0.0
+
+
+def slow_static(tokens, lengths, threshold):
+    event = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[tokens.frame]
+    into = list(range(len(tokens)))
+    for number in range(len(lengths)):
+        frames = tokens.frame[event == number].unique()
+        for cell in tokens.cell.unique(dim=0):
+            rows = ((event == number) & (tokens.cell == cell).all(dim=1)).nonzero()[:, 0].tolist()
+            pairs = [cos(tokens.features[a], tokens.features[b]) for a in rows for b in rows if a < b]
+            if len(rows) == len(frames) and pairs and np.mean(pairs) > threshold:
+                into = [rows[0] if row in rows else target for row, target in enumerate(into)]
+    return into
+
+
+@pytest.mark.parametrize("lengths", [(3, 1, 4), (8,)])
+def test_static_places_are_averaged_over_their_event(lengths):
+    torn = torch.arange(128)
+    for tokens in (still(8), film(8), still(8).keep(torn[torn % 13 != 4])):
+        want = slow_static(tokens, lengths, 0.8)
+        event = run(*lengths).events.frame_event[tokens.frame]
+        place = tokens.cell @ torch.tensor([4, 1])
+        assert static_into(tokens.features, tokens.frame, event, place, 16, 0.8).tolist() == want
+        left = PruneVid(share=1.0)(tokens, run(*lengths)).check()  # no clustering
+        for row, first in enumerate(sorted(set(want))):
+            members = [member for member, target in enumerate(want) if target == first]
+            assert torch.allclose(left.features[row], tokens.features[members].mean(dim=0), atol=1e-5)
+            assert int(left.weight[row]) == len(members)
+
+
+def test_mean_pair_cosine():
+    rows = torch.randn(9, 6, generator=torch.Generator().manual_seed(3))
+    rows[2] = 0
+    slot = torch.tensor([0, 1, 1, 1, 2, 2, 0, 4, 2])
+    got = mean_pair_cosine(rows, slot, 5).tolist()
+    for number in range(5):
+        own = (slot == number).nonzero()[:, 0].tolist()
+        pairs = [cos(rows[a], rows[b]) for a in own for b in own if a < b]
+        assert got[number] == pytest.approx(np.mean(pairs) if pairs else -2, abs=1e-5)
+
+
+def test_the_papers_schedule():
+    tokens = film(4, (4, 5))
+    assert torch.bincount(PruneVid()(tokens, run(4)).frame).tolist() == [10] * 4
+    small = film(4, (2, 7))
+    assert PruneVid()(small, run(4)).count == len(small)  # 14 are not clustered
+    moving = 6
+    left = PruneVid(least=0)(still(4), run(4)).check()  # 10 static places, 6 moving a frame
+    assert torch.bincount(left.frame).tolist() == [5 + moving // 2, 3, 3, 3]
+    assert int(left.weight.sum()) == 64
+    assert PruneVid(at_most=11)(film(4), run(4)).count == 11
+
+
+def test_clusters_become_their_means():
+    tokens = film(2)
+    left = PruneVid(share=0.25)(tokens, run(2)).check()
+    for row in range(len(left)):
+        members = (left.owner == row).nonzero()[:, 0]
+        assert torch.allclose(left.features[row], tokens.features[members].mean(dim=0), atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------ invariants
+
+
+@pytest.mark.parametrize("keep", [0.25, 0.9, 1, 3])
+@pytest.mark.parametrize("at_most", [None, 5])
+@pytest.mark.parametrize(("lengths", "grid"), [((1,), (1, 1)), ((1,), (3, 3)), ((3, 4), (1, 1)), ((4, 1, 6), (3, 4))])
+def test_budget_order_and_ledger(keep, at_most, lengths, grid):
+    method = PruneVid(keep=keep, at_most=at_most)
+    for tokens in (film(sum(lengths), grid), still(sum(lengths), grid)):
+        left = method(tokens, run(*lengths)).check()
+        wanted = method.count(len(tokens))
+        assert left.count == wanted or (
+            tokens.features.equal(still(sum(lengths), grid).features) and left.count < wanted
+        )
+        assert bool((left.frame.diff() >= 0).all())
+        assert bool((left.frame * 1000 + left.cell[:, 0] * grid[1] + left.cell[:, 1]).diff().gt(0).all())
+        again = method(tokens, run(*lengths))
+        assert torch.equal(again.features, left.features)
+        assert torch.equal(again.owner, left.owner)
+        if wanted == len(tokens):
+            assert torch.equal(left.features, tokens.features)
+
+
+@pytest.mark.parametrize("settings", [{}, {"keep": 0.2}, {"at_most": 9}])
+def test_black_repeated_half_precision_and_torn_films(settings):
+    method = PruneVid(**settings)
+    black, same = film(5, rows=torch.zeros(80, 6)), film(5, rows=torch.ones(80, 6))
+    for tokens, value in ((black, 0.0), (same, 1.0)):
+        left = method(tokens, run(2, 3)).check()
+        assert torch.allclose(left.features, torch.full_like(left.features, value))
+        assert 1 <= left.count <= method.count(80)
+    half = method(film(5, dtype=torch.bfloat16), run(2, 3)).check()
+    assert half.features.dtype == torch.bfloat16
+    assert bool(torch.isfinite(half.features).all())
+    torn = film(5).keep(torch.cat((torch.arange(3, 16), torch.tensor([20]), torch.arange(64, 80))))
+    torn = torn.insert(torch.tensor([12, 13]), torch.full((2, 6), 9.0))
+    left = method(torn, run(2, 3)).check()
+    assert bool((left.features[left.weight == 0] == 9).all())
+    assert int((left.weight == 0).sum()) == 2
+    assert left.count <= method.count(30)
+
+
+def test_positions():
+    kept, moved = PruneVid(keep=6, positions="original"), PruneVid(keep=6, positions="compact")
+    tokens = film(4)
+    assert moved(tokens, run(4)).position.tolist() == list(range(6))
+    assert (
+        kept(tokens, run(4)).position.tolist()
+        == (16 * kept(tokens, run(4)).frame + kept(tokens, run(4)).cell @ torch.tensor([4, 1])).tolist()
+    )
+
+
+@pytest.mark.parametrize("bad", [{"threshold": 2}, {"share": 0.0}, {"least": -1}, {"neighbors": 0}])
+def test_refusals(bad):
+    with pytest.raises(UsageError, match="given"):
+        PruneVid(**bad)

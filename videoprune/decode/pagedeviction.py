@@ -1,0 +1,107 @@
+"""PagedEviction: whole pages with the smallest values next to their keys leave (arXiv 2509.04377)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videoprune.errors import UsageError
+from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
+from videoprune.ops.attention import keep_best
+from videoprune.run import Run
+
+PAGES = (8, 16, 32)
+
+
+def entry_scores(keys: Tensor, values: Tensor) -> Tensor:
+    """Mean over the heads of |v| / |k|: (Hkv, S, d) twice -> (S,) float32. A rotation changes no length."""
+    tiny = torch.finfo(torch.float32).tiny
+    return (values.float().norm(dim=-1) / keys.float().norm(dim=-1).clamp(min=tiny)).mean(dim=0)
+
+
+def page_to_free(score: Tensor, page: int, locked: Tensor | None = None) -> Tensor:
+    """The page with the lowest mean score, the newest one and locked ones excepted; of equals the first.
+
+    Args:
+        score: (S,) of the entries, S a multiple of `page`, at least two pages.
+        page: entries of a page; page p holds the entries p * page to (p + 1) * page - 1.
+        locked: (S,) bool, entries whose page stays. Where every page is locked, the result says the newest.
+
+    Returns:
+        () int64, the number of the page.
+    """
+    mean = score.view(-1, page).mean(dim=1)
+    if locked is not None:
+        mean = mean.masked_fill(locked.view(-1, page).any(dim=1), torch.inf)
+    newest = torch.arange(len(mean), device=mean.device) == len(mean) - 1
+    lowest = mean.masked_fill(newest, torch.inf).min(dim=0)
+    return torch.where(lowest.values.isinf(), len(mean) - 1, lowest.indices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PagedEviction(DecodeMethod):
+    """Reads no attention: what counts is how long an entry's value is next to its key, alike for all heads of a layer.
+
+    After the prompt was read, the lowest entries leave one by one down to the budget, and the others are packed into
+    pages. While answering, whole pages alone leave: each time the newest page has just become full and the cache is over
+    its budget, the page with the lowest mean. Between, the cache may be over its budget by up to a page (two, where the
+    budget is smaller than a page: the newest always stays).
+    Our cache is contiguous, so a page is `page` entries in a row and freeing one moves what lies behind; a block table
+    would move nothing. Each layer decides on its own.
+
+    Args:
+        keep: share or count of a layer's cache after the prompt; a count holds for answers that grow into it, too.
+        protect_text: never evict entries of the prompt's text; while answering, a page that holds one stays.
+        page: entries of a page: 8, 16 or 32.
+    """
+
+    paper = "arXiv 2509.04377"
+    scope = "video"
+    needs_question = False
+    fixed_count = True
+    attention = "none"
+
+    keep: float | int | None = 0.5
+    protect_text: bool = False
+    page: int = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.page not in PAGES or isinstance(self.page, bool):
+            raise UsageError(f"page: {self.page!r} is given; allowed are 8, 16 and 32")
+
+    def start(self, run: Run, layers: int) -> DecodeState:
+        """Fresh budgets for one answer."""
+        return _State(self)
+
+
+class _State(DecodeState):
+    def __init__(self, method: PagedEviction) -> None:
+        self.method = method
+        self.budget: dict[int, int] = {}
+        self.prompt_end: dict[int, Tensor] = {}  # (Hkv, 1) position of the prompt's last entry
+
+    def after(self, view: DecodeView) -> KeptKV | None:
+        method, layer, length = self.method, view.layer, view.text.shape[1]
+        if view.prefill:
+            if method.identity or (method.keep is None and method.at_most is None):
+                return None
+            # a count is a size of the cache, also where the prompt is shorter
+            budget = method.count(length if isinstance(method.keep, float) else 1 << 40)
+            texts = int(view.text.any(0).sum()) if method.protect_text else 0
+            self.budget[layer], self.prompt_end[layer] = max(budget, texts), view.position[:, -1:]
+            if self.budget[layer] >= length:
+                return None
+            texts_stay = view.text.any(0) & method.protect_text
+            return KeptKV(keep_best(entry_scores(view.keys, view.values), self.budget[layer], texts_stay))
+        page = method.page
+        if layer not in self.budget or length % page or length < 2 * page or length <= self.budget[layer]:
+            return None
+        locked = (view.text & (view.position <= self.prompt_end[layer])).any(0) if method.protect_text else None
+        freed = page_to_free(entry_scores(view.keys, view.values), page, locked)
+        if locked is not None and bool(freed == length // page - 1):
+            return None
+        rest = torch.arange(length - page, device=view.keys.device)
+        return KeptKV(rest + (rest >= freed * page) * page)

@@ -1,0 +1,65 @@
+"""EVS, efficient video sampling: drop tokens that repeat what stood at their place a frame before (arXiv 2510.14624)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from videoprune.method import MergeMethod
+from videoprune.ops.attention import keep_best
+from videoprune.ops.similarity import unit
+from videoprune.run import Run
+from videoprune.tokens import VisualTokens
+
+FIRST = 255.0  # score of a token that nothing stands before: above every distance, as in the public code
+ROWS_AT_ONCE = 32768  # tokens in float32 at a time
+
+
+def dissimilarity(features: Tensor, frame: Tensor, place: Tensor) -> Tensor:
+    """1 - cosine of each token with the one at its place in the frame before; 255 where there is none.
+
+    Args:
+        features: (T, D).
+        frame: (T,) int64.
+        place: (T,) int64, the token's number on the frame's grid. Where a place is missing in the frame before, the
+            latest earlier frame that has it is taken (ours; a full grid misses none).
+
+    Returns:
+        (T,) float32.
+    """
+    order = torch.argsort(frame, stable=True)
+    order = order[torch.argsort(place[order], stable=True)]
+    later, before = order[1:], order[:-1]
+    score = torch.full((len(features),), FIRST, device=features.device)
+    for now, past in zip(later.split(ROWS_AT_ONCE), before.split(ROWS_AT_ONCE), strict=True):
+        distance = 1 - (unit(features[now]) * unit(features[past])).sum(dim=1)
+        score[now] = distance.where(place[now] == place[past], FIRST)
+    return score
+
+
+@dataclass(frozen=True, kw_only=True)
+class EVS(MergeMethod):
+    """Keeps the tokens that changed most, wherever in the film they are; the first frame comes before all others.
+
+    A budget below one frame keeps the first tokens of the first frame, and no more than the budget (the public code
+    raises it to one frame). Added rows (newline, summary) stay.
+    """
+
+    paper = "arXiv 2510.14624"
+    scope = "video"
+    needs_question = False
+    fixed_count = True
+    attention = "none"
+
+    keep: float | int | None = 0.25
+
+    def __call__(self, tokens: VisualTokens, run: Run) -> VisualTokens:
+        rows = (tokens.weight > 0).nonzero()[:, 0]
+        cell = tokens.cell[rows]
+        score = dissimilarity(tokens.features[rows], tokens.frame[rows], cell[:, 0] * tokens.grid[1] + cell[:, 1])
+        stays = tokens.weight == 0
+        stays[rows[keep_best(score, self.count(len(rows)))]] = True
+        tokens = tokens.keep(stays.nonzero()[:, 0])
+        return tokens.compacted() if self.positions == "compact" else tokens

@@ -1,0 +1,82 @@
+"""PyramidDrop: half of the visual tokens leave at each of three layers, those that the last row attends to least."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from videoprune.checks import check_count, scale_layers
+from videoprune.errors import UsageError
+from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.ops.attention import keep_best
+from videoprune.ops.schedule import counts_towards
+from videoprune.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class PyramidDrop(PrefillMethod):
+    """Staged cuts by the last row's attention (arXiv 2410.17247).
+
+    With `keep` the shares are stretched so that the last point leaves exactly that; `at_most` caps the last point.
+    Survivors keep their positions (the authors renumber them).
+
+    Args:
+        layers: points; tokens leave before these layers of `paper_depth`, ascending.
+        shares: of the visual tokens that came in, alive after each point, falling.
+        paper_depth: depth that `layers` are given for.
+    """
+
+    paper = "arXiv 2410.17247"
+    scope = "video"
+    needs_question = True
+    fixed_count = True
+    attention = "last row"
+
+    layers: Sequence[int] = (8, 16, 24)
+    shares: Sequence[float] = (0.5, 0.25, 0.125)
+    paper_depth: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("paper_depth", self.paper_depth)
+        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "shares", tuple(self.shares))
+        ordered = [0, *self.layers, self.paper_depth]
+        if not self.layers or ordered != sorted(set(ordered)):
+            raise UsageError(
+                f"layers: {list(self.layers)} is given; allowed are ascending indices in 1..{self.paper_depth - 1} "
+                "(below `paper_depth`)"
+            )
+        falling = [1, *self.shares, 0]
+        if len(self.shares) != len(self.layers) or falling != sorted(set(falling), reverse=True):
+            raise UsageError(f"shares: {list(self.shares)} is given; allowed is one a layer, falling between 1 and 0")
+
+    def start(self, run: Run, layers: int) -> PrefillState:
+        """Fresh state; refuses layers that collide in this depth or leave none to look at."""
+        scaled = scale_layers(self.layers, self.paper_depth, layers)
+        if scaled[0] < 1:
+            raise UsageError(
+                f"layers: {list(self.layers)} of {self.paper_depth} become {list(scaled)} of this model's {layers}; "
+                "the first must be at least 1: give later `layers`"
+            )
+        return _State(self, [layer - 1 for layer in scaled])
+
+
+class _State(PrefillState):
+    def __init__(self, method: PyramidDrop, points: list[int]) -> None:
+        self.method, self.points, self.at = method, points, frozenset(points)
+        self.counts: list[int] | None = None
+
+    def after(self, view: PrefillView) -> Kept | None:
+        method, alive = self.method, len(view.visual)
+        if self.counts is None:
+            self.counts = counts_towards(alive, method.shares, None if method.keep is None else method.count(alive))
+            if method.keep is None and method.at_most is not None:
+                self.counts[-1] = min(self.counts[-1], method.at_most)
+        count = self.counts[self.points.index(view.layer)]
+        if count >= alive:
+            return None
+        last = torch.full((1,), view.after.shape[0] - 1, device=view.visual.device)
+        return Kept(keep_best(view.attention(last)[..., view.visual].mean(dim=(0, 1)), count))
