@@ -3,12 +3,13 @@ dense 4-D masks hide, layer by layer, head by head and step by step, what was pr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from videoprune.models.decoder import Trace
+from videoprune.models.session import Trace
 
 
 def visible(trace: Trace, rows: int, visual: tuple[int, int], layer: int, kv_heads: int, steps: int) -> list[Tensor]:
@@ -41,9 +42,18 @@ def visible(trace: Trace, rows: int, visual: tuple[int, int], layer: int, kv_hea
 
 @torch.no_grad()
 def oracle_logits(
-    model: Any, embeddings: Tensor, position_ids: Tensor, visual: tuple[int, int], ids: list[int], trace: Trace
+    model: Any,
+    embeddings: Tensor,
+    position_ids: Tensor,
+    visual: tuple[int, int],
+    ids: list[int],
+    trace: Trace,
+    changes: Mapping[int, tuple[Tensor, Tensor]] | None = None,
 ) -> Tensor:
-    """(steps + 1, vocabulary) logits of the prompt's last row and of every decoded token but the last."""
+    """(steps + 1, vocabulary) logits of the prompt's last row and of every decoded token but the last.
+
+    `changes`: layer -> (rows of the visual block, their new states), for methods that merge what they drop.
+    """
     decoder = model.get_decoder()
     rows, steps = embeddings.shape[1], len(ids) - 1
     generated = decoder.embed_tokens(torch.tensor([ids[:-1]], dtype=torch.int64))
@@ -72,6 +82,9 @@ def oracle_logits(
                 past_key_values=None,
                 use_cache=False,
             )
+            if changes and number in changes:
+                rows_changed, states = changes[number]
+                hidden[0, visual[0] + rows_changed] = states
         return model.lm_head(decoder.norm(hidden))[0, rows - 1 :]
     finally:
         decoder.set_attn_implementation(implementation)

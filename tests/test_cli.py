@@ -145,7 +145,9 @@ def test_json_is_one_object(videoprune: Run, film: str) -> None:
 
 def test_compare_is_side_by_side(videoprune: Run, film: str) -> None:
     done = videoprune("ask", film, "q", "--compare")
-    assert all(text in done.out for text in ("demo", "dense", "tokens entering the LM", "key/value cache", "FLOPs", "seconds"))
+    assert all(
+        text in done.out for text in ("demo", "dense", "tokens entering the LM", "key/value cache", "FLOPs", "seconds")
+    )
 
 
 def test_several_answers_a_line_each(videoprune: Run, film: str) -> None:
@@ -154,7 +156,9 @@ def test_several_answers_a_line_each(videoprune: Run, film: str) -> None:
 
 
 @pytest.mark.parametrize("words", [(), ("-",)])
-def test_questions_from_stdin(videoprune: Run, film: str, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]) -> None:
+def test_questions_from_stdin(
+    videoprune: Run, film: str, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n\n  two \n"))
     assert videoprune("ask", film, *words).out == "answer to one\nanswer to two\n"
 
@@ -298,13 +302,17 @@ def test_demo(videoprune: Run, film: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_demo_make(videoprune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    monkeypatch.setattr("videoprune.demo.film.make_film", lambda out, minutes, seed, **more: made.append((out, minutes, seed)))
+    monkeypatch.setattr(
+        "videoprune.demo.film.make_film", lambda out, minutes, seed, **more: made.append((out, minutes, seed))
+    )
     done = videoprune("demo", "make", "--out", tmp_path / "f.mp4", "--minutes", "3", "--seed", "7", "--json")
     assert made == [(tmp_path / "f.mp4", 3.0, 7)]
     assert json.loads(done.out) == {"film": str(tmp_path / "f.mp4"), "questions": str(tmp_path / "f.json")}
 
 
-@pytest.mark.parametrize("words", [("--help",), ("ask", "--help"), ("demo", "--help"), ("demo", "make", "-h"), ("recipes", "-h")])
+@pytest.mark.parametrize(
+    "words", [("--help",), ("ask", "--help"), ("demo", "--help"), ("demo", "make", "-h"), ("recipes", "-h")]
+)
 def test_help_has_examples(videoprune: Run, words: tuple[str, ...]) -> None:
     done = videoprune(*words)
     assert done.code == 0
@@ -320,5 +328,7 @@ def test_version_and_nothing(videoprune: Run) -> None:
 def test_module_and_checkout_script() -> None:
     root = Path(__file__).parents[1]
     for script in (["-m", "videoprune"], ["cli.py"]):
-        done = subprocess.run([sys.executable, *script, "--version"], capture_output=True, text=True, cwd=root, timeout=60)
+        done = subprocess.run(
+            [sys.executable, *script, "--version"], capture_output=True, text=True, cwd=root, timeout=60
+        )
         assert done.stdout.startswith("videoprune ")

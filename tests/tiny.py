@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextVideoConfig,
+    LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     SiglipVisionConfig,
+    VideoLlavaConfig,
+    VideoLlavaForConditionalGeneration,
 )
 
 WORDS = [
@@ -152,3 +160,69 @@ def longva(folder: Path, *, seed: int = 0) -> Path:
     (folder / "config.json").write_text(json.dumps(raw))
     tokenizer().save_pretrained(folder)
     return folder
+
+
+def vicuna_tokenizer(media: Sequence[str] = ("<video>", "<image>")) -> PreTrainedTokenizerFast:
+    """Like Vicuna's: a begin token before every text, and the placeholders `media`."""
+    words = list(dict.fromkeys([*WORDS, "<s>", "USER", "ASSISTANT", ":"]))
+    words = [word for word in words if word not in ("<video>", "<image>") or word in media]
+    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", words.index("<s>"))])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        additional_special_tokens=list(media),
+    )
+
+
+def _vicuna_host(
+    folder: Path, stock: Any, config: Any, *, side: int, seed: int, text: dict[str, Any], **own: Any
+) -> Path:
+    """A host of a CLIP tower and a Llama, as the Vicuna-based families are; their tokens are those of the tokenizer."""
+    model = spread(
+        stock(
+            config(
+                vision_config=CLIPVisionConfig(image_size=14 * side, **VISION, projection_dim=32),
+                text_config=LlamaConfig(**{**TEXT, **text}, num_hidden_layers=6),
+                image_token_index=5,
+                tie_word_embeddings=False,
+                **own,
+            )
+        ),
+        seed,
+    )
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 1
+    model.save_pretrained(folder)
+    vicuna_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def llava_next_video(folder: Path, *, side: int = 8, seed: int = 0, mode: str = "average", **text: Any) -> Path:
+    """A LLaVA-NeXT-Video checkpoint: 16 tokens a frame."""
+    stock, config = LlavaNextVideoForConditionalGeneration, LlavaNextVideoConfig
+    return _vicuna_host(
+        folder, stock, config, side=side, seed=seed, text=text, video_token_index=4, spatial_pool_mode=mode
+    )
+
+
+def video_llava(folder: Path, *, side: int = 4, seed: int = 0, **text: Any) -> Path:
+    """A Video-LLaVA checkpoint: 16 tokens and a [CLS] row a frame."""
+    stock, config = VideoLlavaForConditionalGeneration, VideoLlavaConfig
+    return _vicuna_host(folder, stock, config, side=side, seed=seed, text=text, video_token_index=4)
+
+
+def llava15(folder: Path, *, side: int = 4, seed: int = 0, select: str = "default", **text: Any) -> Path:
+    """A LLaVA-1.5 checkpoint: 16 tokens a frame."""
+    return _vicuna_host(
+        folder,
+        LlavaForConditionalGeneration,
+        LlavaConfig,
+        side=side,
+        seed=seed,
+        text=text,
+        vision_feature_select_strategy=select,
+    )

@@ -35,8 +35,12 @@ app.add_typer(demo_app, name="demo")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; errors too.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Report and automatic choices on stderr.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
-Model = Annotated[str | None, typer.Option("--model", "-m", metavar="NAME|FOLDER", help="Checkpoint; else the demo model.")]
-RecipeName = Annotated[str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="See `videoprune recipes`.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="NAME|FOLDER", help="Checkpoint; else the demo model.")
+]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="See `videoprune recipes`.")
+]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As prefill.keep=0.25; repeatable.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")]
@@ -51,8 +55,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show where an error comes from; works behind any command.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error comes from; works behind any command.")
+    ] = False,
 ) -> None:
     """Answer questions about long videos with open video language models, at a fraction of their cost.
 
@@ -81,12 +89,16 @@ def ask(
     max_frames: Annotated[int | None, typer.Option("--max-frames", help="The most frames that --fps may give.")] = None,
     start: Annotated[float | None, typer.Option("--start", help="Second to start at.")] = None,
     end: Annotated[float | None, typer.Option("--end", help="Second to stop at.")] = None,
-    decoder: Annotated[Literal["auto", "pyav", "decord", "torchcodec"], typer.Option("--decoder", help="Who decodes.")] = "auto",
+    decoder: Annotated[
+        Literal["auto", "pyav", "decord", "torchcodec"], typer.Option("--decoder", help="Who decodes.")
+    ] = "auto",
     device: Device = "auto",
     dtype: Dtype = "auto",
     attn: Annotated[str, typer.Option("--attn", help="Attention kernel: sdpa, flash_attention_2, eager.")] = "sdpa",
     max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = None,
-    revision: Annotated[str | None, typer.Option("--revision", help="Of a checkpoint that is named, not a folder.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Of a checkpoint that is named, not a folder.")
+    ] = None,
     seed: Seed = 0,
     compare: Annotated[bool, typer.Option("--compare", help="Answer the same dense, side by side.")] = False,
     json: Json = False,
@@ -143,14 +155,18 @@ def ask(
         if json:
             continue
         if compare:
-            console.print_rich(console.comparison(asked[number], answer.to_dict(), dense[number].to_dict(), pipe.recipe.name))
+            console.print_rich(
+                console.comparison(asked[number], answer.to_dict(), dense[number].to_dict(), pipe.recipe.name)
+            )
             continue
         if len(asked) > 1 and not quiet:
             console.say(asked[number])
         print(answer.text, flush=True)
 
 
-def _answers(pipe: Pipeline, film: str, asked: Sequence[str], rule: FrameRule, progress: Progress) -> tuple[Video, list[Any]]:
+def _answers(
+    pipe: Pipeline, film: str, asked: Sequence[str], rule: FrameRule, progress: Progress
+) -> tuple[Video, list[Any]]:
     video = pipe.watch(film, frames=rule, question_known=len(asked) == 1, progress=progress)
     return video, [video.ask(question, progress=progress) for question in asked]
 
@@ -242,16 +258,22 @@ def recipes(
         return
     found = [Recipe.load(each) for each in recipe_names()]
     if json:
-        console.print_json([{"name": each.name, "description": each.description, "stages": each.stages()} for each in found])
+        console.print_json(
+            [{"name": each.name, "description": each.description, "stages": each.stages()} for each in found]
+        )
         return
     for each in found:
-        chain = "  ".join(f"{stage}: {'+'.join(names)}" for stage, names in each.stages().items()) or "nothing is pruned"
+        chain = (
+            "  ".join(f"{stage}: {'+'.join(names)}" for stage, names in each.stages().items()) or "nothing is pruned"
+        )
         print(f"{each.name}\n  {each.description}\n  {chain}")
 
 
 @app.command()
 def validate(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name or a YAML file.")], set_: Set = None, json: Json = False
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A name or a YAML file.")],
+    set_: Set = None,
+    json: Json = False,
 ) -> None:
     """Check a recipe without a model: keys, types, methods and their options.
 
@@ -289,7 +311,9 @@ def demo(
     context: typer.Context,
     recipe: RecipeName = None,
     set_: Set = None,
-    questions: Annotated[int, typer.Option("--questions", min=1, help="How many to ask, each of another kind first.")] = 5,
+    questions: Annotated[
+        int, typer.Option("--questions", min=1, help="How many to ask, each of another kind first.")
+    ] = 5,
     json: Json = False,
     verbose: Verbose = False,
     quiet: Quiet = False,
@@ -332,12 +356,17 @@ def demo(
     table = [(row["question"], str(row.get("answer", "")), one["text"], other["text"]) for row, one, other in pairs]
     print(f"{film.name}: generated scenes, {pipe.model_name}\n")
     print(console.columns(("QUESTION", "EXPECTED", pipe.recipe.name.upper(), "DENSE"), table))
-    print("\n" + console.columns(("A QUESTION COSTS", pipe.recipe.name.upper(), "DENSE"), console.cost_rows(*pairs[0][1:])))
+    print(
+        "\n"
+        + console.columns(("A QUESTION COSTS", pipe.recipe.name.upper(), "DENSE"), console.cost_rows(*pairs[0][1:]))
+    )
 
 
 @demo_app.command("make")
 def demo_make(
-    out: Annotated[Path, typer.Option("--out", metavar="FILE", help="The film; its questions go beside it as FILE.json.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="FILE", help="The film; its questions go beside it as FILE.json.")
+    ],
     minutes: Annotated[float, typer.Option("--minutes", help="How long.")] = 2.0,
     seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same film.")] = 0,
     json: Json = False,
@@ -387,7 +416,9 @@ def run() -> None:
     console.leave_on_interrupt()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 must not turn an answer into an error
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a terminal without UTF-8 must not turn an answer into an error
     code = main()
     try:
         sys.stdout.flush()

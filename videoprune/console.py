@@ -43,7 +43,9 @@ def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """An aligned table that is never cut, so that it can be read by eye and by awk."""
     lines = [list(head), *map(list, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
 
 
 def print_rich(renderable: Any, *, stderr: bool = False) -> None:
@@ -101,7 +103,13 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
             from rich.progress import Progress as Bars
 
-            parts = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            parts = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
             self._bars = Bars(*parts, console=Console(stderr=True), transient=True)
             self._bars.start()
         return self
@@ -194,7 +202,9 @@ def demo_material(count: int) -> tuple[Path, list[dict[str, Any]]]:
     for path in sorted(folder.glob("*.json")):
         rows += [row for row in jsonlib.loads(path.read_text(encoding="utf-8")) if row.get("video") == film.name]
     if not film.is_file() or not rows:
-        raise EnvironmentProblem(f"the demo film or its questions are missing ({film}, {folder}); install videoprune again")
+        raise EnvironmentProblem(
+            f"the demo film or its questions are missing ({film}, {folder}); install videoprune again"
+        )
     seen: dict[Any, int] = {}
     ranked = []
     for row in rows:
@@ -231,7 +241,10 @@ def examine() -> dict[str, Any]:
     except (ImportError, OSError, RuntimeError) as error:
         problems.append(f"{type(error).__name__}: {error}")
     flash = importlib.util.find_spec("flash_attn") is not None
-    facts["attention"] = {"sdpa": "ok, the default", "flash_attention_2": "ok" if flash else "flash-attn is not installed"}
+    facts["attention"] = {
+        "sdpa": "ok, the default",
+        "flash_attention_2": "ok" if flash else "flash-attn is not installed",
+    }
     weights = weights_path() / "model.safetensors"
     facts["demo"] = {"model": str(weights) if weights.is_file() else "missing"}
     if not weights.is_file():
@@ -248,7 +261,9 @@ def examined(facts: dict[str, Any]) -> str:
     """The same as a table."""
     rows = [("version", name, version) for name, version in facts["versions"].items()]
     rows += [("decoder", name, state) for name, state in facts.get("decoders", {}).items()]
-    rows += [("would use", choice["name"], f"{choice['value']}: {choice['reason']}") for choice in facts.get("choices", [])]
+    rows += [
+        ("would use", choice["name"], f"{choice['value']}: {choice['reason']}") for choice in facts.get("choices", [])
+    ]
     rows += [("attention", name, state) for name, state in facts["attention"].items()]
     rows += [("demo", name, state) for name, state in facts["demo"].items()]
     rows += [("problem", "", problem) for problem in facts["problems"]]
@@ -278,7 +293,9 @@ def fail(error: BaseException, *, as_json: bool, debug: bool) -> int:
 
 def _flag_message(error: Any) -> str:
     """Typer's message, with the nearest flag where one does not exist."""
-    near = difflib.get_close_matches(getattr(error, "option_name", ""), getattr(error, "possibilities", None) or [], n=1)
+    near = difflib.get_close_matches(
+        getattr(error, "option_name", ""), getattr(error, "possibilities", None) or [], n=1
+    )
     if near:
         return f"{error.option_name} is no flag; did you mean {near[0]}?"
     return " ".join(error.format_message().replace("Value error, ", "").split())

@@ -15,10 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from videoprune.checks import check_count as check_count
 from videoprune.checks import check_positions
-from videoprune.checks import check_range as check_range
-from videoprune.checks import scale_layers as scale_layers
 from videoprune.run import Events, Run
 from videoprune.tokens import VisualTokens, budget, check_share
 
@@ -30,7 +27,8 @@ class Method(ABC):
     Class attributes:
         paper: where it is published, "arXiv NNNN.NNNNN" or a sentence.
         scope: how far it looks: "frame", "event" or "video".
-        needs_question: whether it must know the question.
+        needs_question: whether its choice depends on the question.
+        needs_relevance: whether it reads the frames' relevance or the events' ranks, which a scorer then has to find.
         fixed_count: whether its token count is known before the data is seen.
         attention: which attention it reads: "none", "[CLS] row", "last row", "text rows", "recent rows", "all rows".
     """
@@ -38,6 +36,7 @@ class Method(ABC):
     paper: ClassVar[str]
     scope: ClassVar[str] = "video"
     needs_question: ClassVar[bool] = False
+    needs_relevance: ClassVar[bool] = False
     fixed_count: ClassVar[bool] = True
     attention: ClassVar[str] = "none"
 
@@ -278,7 +277,8 @@ class PrefillState(ABC):
 
     Attributes:
         at: layers after which `after` is called.
-        needs: outputs of those layers to capture: "post_attention_norm" so far.
+        needs: outputs (S, D) of those layers to capture: "input_norm", "attention_output", "post_attention_norm",
+            "mlp_output".
     """
 
     at: frozenset[int] = frozenset()

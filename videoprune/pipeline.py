@@ -8,6 +8,7 @@ print(video.ask("What happens after the red circle appears?").text)
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -139,7 +140,7 @@ class Pipeline:
             FilmError: the film cannot be read.
         """
         rule, stopwatch, tell = frames or self.recipe.frames, Stopwatch(), progress or silent
-        window = max((method.window for method in self.stages.encode), default=1)
+        window = math.lcm(*(method.window for method in self.stages.encode))
         chunk = -(-CHUNK // window) * window
         parts: list[VisualTokens] = []
         observed: list[Tensor] = []

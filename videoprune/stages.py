@@ -52,7 +52,7 @@ class Stages:
 
     @property
     def need_relevance(self) -> bool:
-        return any(method.needs_question for method in (*self.aware, *self.prefill, *self.decode))
+        return any(method.needs_relevance for method in (*self.aware, *self.prefill, *self.decode))
 
     def check(self, host: Host) -> None:
         """Refuse schedules that do not fit the host, before any work.

@@ -12,7 +12,7 @@ from torch import Tensor
 from videoprune.demo.notice import notice
 from videoprune.errors import UsageError
 from videoprune.method import RelevanceView
-from videoprune.models.decoder import Session, Trace
+from videoprune.models.session import Session, Trace
 from videoprune.ops.counting import CountedFlops
 from videoprune.report.flops import Cost, decoder_cost, kv_bytes, lm_head_cost
 from videoprune.report.report import Report, Stopwatch, peak_memory

@@ -10,9 +10,10 @@ from tests.oracle import oracle_logits
 from tests.tiny import longva, onevision
 from videoprune.errors import UsageError
 from videoprune.method import DecodeState, Kept, KeptKV, PrefillState
-from videoprune.models.decoder import Session, compressed
+from videoprune.models.decoder import compressed
 from videoprune.models.host import QUESTION, Host
 from videoprune.models.load import load_host
+from videoprune.models.session import Session
 from videoprune.registry import find
 from videoprune.run import Events, Run
 
@@ -25,6 +26,21 @@ CASES: dict[str, tuple[list[tuple[str, dict]], list[tuple[str, dict]]]] = {
     "prefill-metok": ([("metok", {})], []),
     "prefill-random": ([("random", {"keep": 0.3})], []),
     "prefill-uniform": ([("uniform", {"keep": 12})], []),
+    "prefill-fastv": ([("fastv", {})], []),
+    "prefill-dart": ([("dart", {})], []),
+    "prefill-topv": ([("topv", {})], []),
+    "prefill-transprune": ([("transprune", {"layers": (8, 16, 24), "first": 2})], []),
+    "prefill-entropyprune": ([("entropyprune", {})], []),
+    "prefill-vflowopt": ([("vflowopt", {"keep": 0.4})], []),
+    "prefill-pyramiddrop": ([("pyramiddrop", {})], []),
+    "prefill-sparsevlm": ([("sparsevlm", {"layers": (6, 12, 20)})], []),
+    "prefill-prunevid": ([("prunevid", {})], []),
+    "prefill-holitom": ([("holitom", {})], []),
+    "decode-snapkv": ([], [("snapkv", {"window": 8})]),
+    "decode-h2o": ([], [("h2o", {})]),
+    "decode-streamingllm": ([], [("streamingllm", {})]),
+    "decode-dycoke": ([], [("dycoke", {})]),
+    "decode-pagedeviction": ([], [("pagedeviction", {"page": 8})]),
     "decode-metok": ([("metok", {})], [("metok", {})]),
     "decode-a2sf": ([], [("a2sf", {"keep": 0.4})]),
     "decode-a2sf-each-step": ([], [("a2sf", {"keep": 0.4, "variant": "decode"})]),
@@ -47,6 +63,20 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 255, (5, 120, 160, 3), dtype=np.uint8)
 
 
+class Recorder(PrefillState):
+    """Passes a method's decisions on and keeps the states that it changed."""
+
+    def __init__(self, state: PrefillState) -> None:
+        self.state, self.at, self.needs = state, state.at, state.needs
+        self.changes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def after(self, view) -> Kept | None:
+        kept = self.state.after(view)
+        if kept is not None and kept.hidden is not None:
+            self.changes[view.layer] = (view.token[kept.index], kept.hidden)
+        return kept
+
+
 def states(host: Host, kind: str, methods: list[tuple[str, dict]], run: Run) -> list:
     depth = host.decoder_shape.layers
     return [find(kind, name).load()(**options).start(run, depth) for name, options in methods]
@@ -56,10 +86,12 @@ def run_case(host: Host, images: np.ndarray, prefill: list, decode: list):
     tokens = host.encode(images, np.arange(5.0), 0).tokens
     frame_event = torch.tensor([0, 0, 1, 1, 2])
     tokens = tokens.with_events(frame_event)
+    tokens = tokens.with_scores(importance=torch.rand(len(tokens), generator=torch.Generator().manual_seed(5)))
     events = Events(frame_event).ranked(torch.tensor([0.1, 0.9, 0.2, 0.3, 0.8]), 2)
     prompt, _ = host.prompt(ASKED, tokens)
     run = Run(events, relevance=torch.tensor([0.1, 0.9, 0.2, 0.3, 0.8]), seed=3)
-    session = Session(prompt.visual, tokens, states(host, "prefill", prefill, run), states(host, "decode", decode, run))
+    recorded = [Recorder(state) for state in states(host, "prefill", prefill, run)]
+    session = Session(prompt.visual, tokens, recorded, states(host, "decode", decode, run))
     return prompt, host.generate(prompt, session, STEPS, logits=True), session
 
 
@@ -108,7 +140,8 @@ def test_pruned_run_equals_the_masked_oracle(case: str, host: Host, images: np.n
     trace = session.trace
     assert len(mine.ids) == STEPS
     assert trace.kept or trace.evicted, "the case prunes nothing"
-    want = oracle_logits(host.model, prompt.embeddings, prompt.position_ids, prompt.visual, mine.ids, trace)
+    changes = {layer: change for state in session.prefill for layer, change in state.changes.items()}
+    want = oracle_logits(host.model, prompt.embeddings, prompt.position_ids, prompt.visual, mine.ids, trace, changes)
     assert mine.logits is not None
     torch.testing.assert_close(mine.logits, want, atol=1e-4, rtol=0)
     assert min(trace.entries) < prompt.embeddings.shape[1] + STEPS - 1  # memory is freed, not masked

@@ -12,9 +12,9 @@ from torch.nn.functional import avg_pool2d, gelu, linear
 from transformers import CLIPVisionConfig, CLIPVisionModel, Qwen2Config, Qwen2ForCausalLM
 
 from tests.tiny import TEXT, longva
-from videoprune.models.decoder import Session
 from videoprune.models.load import load_host
 from videoprune.models.longva import LongVA, longva_config
+from videoprune.models.session import Session
 
 
 @torch.no_grad()

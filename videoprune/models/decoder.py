@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,74 +23,20 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from videoprune.errors import UsageError
-from videoprune.method import DecodeState, DecodeView, Kept, KeptKV, PrefillState, PrefillView
+from videoprune.method import DecodeView, Kept, KeptKV, PrefillView
 from videoprune.models.cache import KeptLayer
+from videoprune.models.session import Session, Stream, Trace
 from videoprune.ops.attention import row_attention
-from videoprune.ops.counting import CountedFlops
-from videoprune.tokens import VisualTokens
 
 MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+# what a prefill method may name in `needs`: outputs of these modules of a decoder layer
+CAPTURED = {
+    "input_norm": "input_layernorm",
+    "attention_output": "self_attn",
+    "post_attention_norm": "post_attention_layernorm",
+    "mlp_output": "mlp",
+}
 EVIDENCE_STEPS = 24  # decoded tokens whose attention counts as evidence: an answer's content is in its first words
-
-
-@dataclass(eq=False)
-class Stream:
-    """The tokens alive at some depth: hidden (1, S, D), cos and sin (1, S, d), index (S,) in the unpruned sequence."""
-
-    hidden: Tensor
-    cos: Tensor
-    sin: Tensor
-    index: Tensor
-
-    def keep(self, rows: Tensor) -> Stream:
-        return Stream(self.hidden[:, rows], self.cos[:, rows], self.sin[:, rows], self.index[rows])
-
-
-@dataclass(eq=False)
-class Trace:
-    """What happened, for the report and for replays: numbers only, no activations.
-
-    Attributes:
-        queries, keys: one list per forward call, with the rows that entered each layer and the keys they saw.
-        counted: FLOPs of what methods and the report computed beside the model: attention rows, scores.
-        visual_rows: visual tokens that entered each layer in prefill.
-        kept: layer -> (V',) rows of `tokens` that went on after it.
-        evicted: (call, layer) -> entries kept, as (K,) or (Hkv, K) indices.
-        evidence: (T,) attention of the answer on each visual token, summed over the layers looked at.
-        marks: time (perf_counter) at the end of every forward call; the first one after the device is done.
-        prefill_entries, entries: key/value entries of each layer after the first, and after the last call.
-    """
-
-    queries: list[list[int]] = field(default_factory=list)
-    keys: list[list[int]] = field(default_factory=list)
-    counted: CountedFlops = field(default_factory=CountedFlops)
-    visual_rows: list[int] = field(default_factory=list)
-    kept: dict[int, Tensor] = field(default_factory=dict)
-    evicted: dict[tuple[int, int], Tensor] = field(default_factory=dict)
-    evidence: Tensor | None = None
-    marks: list[float] = field(default_factory=list)
-    entries: list[int] = field(default_factory=list)
-    prefill_entries: list[int] = field(default_factory=list)
-
-
-@dataclass(eq=False)
-class Session:
-    """One answer: which rows of the prompt are visual, and the methods that act on them.
-
-    Attributes:
-        visual: (start, stop) rows of the prompt that are the visual block.
-        tokens: its ledger, one row each.
-        prefill, decode: states of the methods, fresh for this answer.
-        evidence_layers: layers whose attention is read for the report; empty to read none.
-    """
-
-    visual: tuple[int, int]
-    tokens: VisualTokens
-    prefill: Sequence[PrefillState] = ()
-    decode: Sequence[DecodeState] = ()
-    evidence_layers: frozenset[int] = frozenset()
-    trace: Trace = field(default_factory=Trace)
-    step: int = 0
 
 
 def rotate_half(x: Tensor) -> Tensor:
@@ -333,6 +279,11 @@ def _gone(rows: int) -> Tensor:
     raise ValueError("attention rows are only there right after a layer ran; read them in `after`, not in `finish`")
 
 
+def _capture(captured: dict[str, Tensor], name: str, module: nn.Module, args: Any, out: Any) -> None:
+    """Forward hook: keep a module's output, (S, D)."""
+    captured[name] = (out[0] if isinstance(out, tuple) else out)[0]
+
+
 @contextmanager
 def compressed(model: Any, session: Session) -> Iterator[Trace]:
     """Run `model` (a stock host) under a session; the model is as before when the `with` ends.
@@ -369,9 +320,10 @@ def compressed(model: Any, session: Session) -> Iterator[Trace]:
         return BaseModelOutputWithPast(last_hidden_state=out, past_key_values=cache)
 
     with ExitStack() as hooks:
-        for number in {at for state in session.prefill if state.needs for at in state.at}:
-            norm = decoder.layers[number].post_attention_layernorm
-            handle = norm.register_forward_hook(lambda _m, _i, out: loop.captured.update(post_attention_norm=out[0]))
+        wanted = {(at, name) for state in session.prefill for at in state.at for name in state.needs}
+        for number, name in sorted(wanted):
+            module = getattr(decoder.layers[number], CAPTURED[name])
+            handle = module.register_forward_hook(partial(_capture, loop.captured, name))
             hooks.callback(handle.remove)
         decoder.forward = forward
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from videoprune.errors import UsageError
+from videoprune.errors import EnvironmentProblem, UsageError
 from videoprune.method import EncodeMethod
-from videoprune.models.decoder import Session, Trace, compressed
+from videoprune.models.decoder import compressed
+from videoprune.models.session import Session, Trace
 from videoprune.models.tower import DenseTower, TowerOutput
 from videoprune.report.flops import Cost, TransformerShape, mlp_cost, patch_embed_cost, tower_cost
 from videoprune.tokens import VisualTokens
@@ -97,11 +98,17 @@ class Encoded:
 class Host(ABC):
     """A model of one family behind the interface that the pipeline uses.
 
-    A family is a subclass in a file of its own: it says how its grid is pooled, and how a prompt looks.
+    A family is a subclass in a file of its own: it says which checkpoints are its own, how its grid is pooled, and how a
+    prompt looks.
 
     Attributes:
         family: the family's name.
-        default_recipe, default_fps, default_max: what is used where nothing is asked for.
+        accepts: the checkpoints that it takes, for the message that refuses another.
+        stock: name of the transformers class that loads them.
+        default_recipe: what is used where nothing is asked for: a shipped recipe, or one with the authors' frame rule.
+        placeholder: token that stands for the visual block in the family's text. Given, the prompt is tokenised in one
+            piece around it, begin token included, as the stock processor does; None tokenises the two sides apart.
+        unused_weights: weights of a checkpoint that the stock class has no place for.
         model, tokenizer: stock transformers objects.
         grid: (rows, columns) of language-model tokens a frame.
         tower: the vision tower's loop.
@@ -111,8 +118,12 @@ class Host(ABC):
     """
 
     family: ClassVar[str]
+    accepts: ClassVar[str]
+    stock: ClassVar[str]
     source: ClassVar[str]  # where template, preprocessing and frame rule come from
-    default_recipe: ClassVar[str] = "dense"
+    default_recipe: ClassVar[str | Mapping[str, Any]] = "dense"
+    placeholder: ClassVar[str | None] = None
+    unused_weights: ClassVar[str] = r"(rotary_emb\.inv_freq|position_ids|vision_tower.*\.head\..*)$"
 
     def __init__(
         self, model: Any, tokenizer: Any, name: str, preprocess: Preprocess, choices: Sequence[dict[str, str]] = ()
@@ -147,9 +158,27 @@ class Host(ABC):
             gated_mlp=False,
         )
         self.vocabulary = int(text.vocab_size)
-        self.tower = DenseTower(model.model.vision_tower, self.tower_stop(), self.unit_of_patch(), self.tower_has_cls())
+        self.tower = DenseTower(self.vision_tower(), self.tower_stop(), self.unit_of_patch(), self.tower_has_cls())
+        if self.placeholder is not None and self.placeholder not in tokenizer.tokenize(self.placeholder):
+            raise EnvironmentProblem(
+                f"model {name}: its tokenizer has no token {self.placeholder}; the checkpoint is incomplete"
+            )
 
     # ------------------------------------------------------------------ what a family says
+
+    @classmethod
+    @abstractmethod
+    def matches(cls, config: Mapping[str, Any]) -> str | None:
+        """Why a config.json is of this family, None where it is not."""
+
+    @classmethod
+    def loading(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What `from_pretrained` needs beyond the common settings.
+
+        Raises:
+            EnvironmentProblem: for a variant of the family that is not supported.
+        """
+        return {}
 
     @abstractmethod
     def token_grid(self) -> tuple[int, int]:
@@ -170,6 +199,10 @@ class Host(ABC):
     def newline(self) -> Tensor | None:
         """(D,) embedding that closes the visual block, where the family has one."""
         return None
+
+    def vision_tower(self) -> Any:
+        """The stock vision tower that reads frames."""
+        return self.model.model.vision_tower
 
     def tower_has_cls(self) -> bool:
         return (
@@ -253,8 +286,7 @@ class Host(ABC):
         for special in self.tokenizer.all_special_tokens:
             if special in question:
                 raise UsageError(f"the question contains {special!r}, a control token of this model: leave it out")
-        before, behind = self.template()
-        pieces = [self._ids(before), self._ids(behind.replace(QUESTION, question))]
+        pieces = self.prompt_ids(question)
         newline = self.newline()
         closing = [] if newline is None else [newline[None].to(self.dtype)]
         visual = tokens.features.to(self.device, self.dtype)
@@ -281,6 +313,43 @@ class Host(ABC):
         )
         asked = self.question_ids(question)
         return Prompt(embeddings[None], position[None], (start, start + len(tokens)), asked), choices
+
+    def prompt_ids(self, question: str) -> tuple[Tensor, Tensor]:
+        """Token ids before and behind the visual block.
+
+        Raises:
+            UsageError: the question contains the placeholder.
+        """
+        before, behind = self.template()
+        behind = behind.replace(QUESTION, question)
+        if self.placeholder is None:
+            return self._ids(before), self._ids(behind)
+        begun = bool(self.tokenizer.bos_token) and before.startswith(self.tokenizer.bos_token)
+        ids = self.tokenizer(f"{before}{self.placeholder}{behind}", add_special_tokens=not begun)["input_ids"]
+        whole = torch.tensor(ids, device=self.device, dtype=torch.int64)
+        places = (whole == self._placeholder_id()).nonzero()[:, 0].tolist()
+        if len(places) != 1:
+            raise UsageError(f"the question contains {self.placeholder!r}, a control token of this model: leave it out")
+        return whole[: places[0]], whole[places[0] + 1 :]
+
+    def chat(self, medium: str) -> tuple[str, str] | None:
+        """The tokenizer's chat template with one `medium` ("video", "image") and the question, split at the former; None
+        where it has none, or one that knows no such medium."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            return None
+        content = [{"type": medium}, {"type": "text", "text": QUESTION}]
+        try:
+            text: str = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception:  # a template for text alone fails on such content in a way of its own
+            return None
+        before, token, behind = text.partition(f"<{medium}>")
+        return (before, behind) if token and token not in behind and QUESTION in behind else None
+
+    def _placeholder_id(self) -> int:
+        token: int = self.tokenizer.convert_tokens_to_ids(self.placeholder)
+        return token
 
     def _ids(self, text: str) -> Tensor:
         return torch.tensor(

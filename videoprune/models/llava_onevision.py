@@ -6,6 +6,8 @@ The demo model is one, with a CLIP tower that has a [CLS].
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,13 @@ class LlavaOnevision(Host):
     """Stock LlavaOnevisionForConditionalGeneration."""
 
     family = "llava-onevision"
+    accepts = "llava_onevision (LLaVA-OneVision)"
+    stock = "LlavaOnevisionForConditionalGeneration"
     source = "transformers' LlavaOnevisionForConditionalGeneration.get_video_features and the model's chat template"
+
+    @classmethod
+    def matches(cls, config: Mapping[str, Any]) -> str | None:
+        return "model_type is llava_onevision" if config.get("model_type") == "llava_onevision" else None
 
     def token_grid(self) -> tuple[int, int]:
         side = math.ceil(self.patch_side / 2)
@@ -39,12 +47,5 @@ class LlavaOnevision(Host):
 
     def template(self) -> tuple[str, str]:
         """From the tokenizer's chat template where it knows videos, else the family's own (Qwen2 chat, one <video>)."""
-        content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
-        text = ""
-        if getattr(self.tokenizer, "chat_template", None):
-            messages = [{"role": "user", "content": content}]
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        if text.count("<video>") != 1 or QUESTION not in text:
-            text = f"<|im_start|>user <video>\n{QUESTION}<|im_end|><|im_start|>assistant\n"
-        before, behind = text.split("<video>")
-        return before, behind
+        own = "<|im_start|>user ", f"\n{QUESTION}<|im_end|><|im_start|>assistant\n"
+        return self.chat("video") or own

@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaOnevisionForConditionalGeneration
+import transformers
+from transformers import AutoTokenizer
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from videoprune.errors import EnvironmentProblem, UsageError
 from videoprune.models.host import Host, Preprocess
+from videoprune.models.llava15 import Llava15
+from videoprune.models.llava_next_video import LlavaNextVideo
 from videoprune.models.llava_onevision import LlavaOnevision
-from videoprune.models.longva import KEY_MAPPING, UNUSED_KEYS, LongVA, longva_config
+from videoprune.models.longva import LongVA
+from videoprune.models.video_llava import VideoLlava
+
+FAMILIES: tuple[type[Host], ...] = (LlavaOnevision, LongVA, LlavaNextVideo, VideoLlava, Llava15)
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 DTYPES |= {"float16": torch.float16, "fp16": torch.float16}
@@ -136,14 +142,13 @@ def recognise(config: Mapping[str, Any]) -> tuple[type[Host], str]:
     Raises:
         EnvironmentProblem: for a family that is not supported.
     """
-    kind = config.get("model_type")
-    if kind == "llava_onevision":
-        return LlavaOnevision, "model_type is llava_onevision"
-    if kind == "llava_qwen" and "mm_projector_type" in config:
-        return LongVA, "model_type is llava_qwen in the original layout (mm_* fields)"
+    for family in FAMILIES:
+        reason = family.matches(config)
+        if reason is not None:
+            return family, reason
     raise EnvironmentProblem(
-        f"model_type {kind!r} is not supported; supported are llava_onevision (LLaVA-OneVision) "
-        "and llava_qwen in the original layout (LongVA)"
+        f"model_type {config.get('model_type')!r} is not supported; supported are "
+        f"{', '.join(family.accepts for family in FAMILIES)}"
     )
 
 
@@ -168,22 +173,21 @@ def load_host(
     config = read_json(name, "config.json", revision)
     try:
         family, reason = recognise(config)
+        own = family.loading(config)
     except EnvironmentProblem as error:
         raise EnvironmentProblem(f"model {name}: {error}") from error
     choices = [{"name": "family", "value": family.family, "reason": reason}, device_choice, dtype_choice, attn_choice]
-    settings: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "revision": revision}
-    stock: Any = LlavaOnevisionForConditionalGeneration
-    if family is LongVA:
-        stock = LlavaForConditionalGeneration
-        settings |= {"config": longva_config(config), "key_mapping": KEY_MAPPING}
+    settings: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "revision": revision, **own}
     with _quiet():
-        loaded = _load_weights(stock, name, settings)
+        loaded = _load_weights(family, name, settings)
         try:
             tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
         except Exception as error:  # every library layer below raises its own kind
             raise EnvironmentProblem(
                 f"model {name}: its tokenizer cannot be loaded ({_first_line(error)}); the checkpoint is incomplete"
             ) from error
+    if not getattr(tokenizer, "chat_template", None):  # older checkpoints keep it beside the tokenizer
+        tokenizer.chat_template = read_json(name, "chat_template.json", revision, False).get("chat_template")
     rows = loaded.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         raise EnvironmentProblem(
@@ -207,16 +211,17 @@ def _quiet() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def _load_weights(stock: Any, name: str, settings: dict[str, Any]) -> Any:
+def _load_weights(family: type[Host], name: str, settings: dict[str, Any]) -> Any:
     """`from_pretrained`, but an incomplete or foreign checkpoint is an error instead of random weights."""
     try:
+        stock = getattr(transformers, family.stock)
         model, info = stock.from_pretrained(name, output_loading_info=True, **settings)
     except Exception as error:
         raise EnvironmentProblem(
             f"model {name}: its weights cannot be read ({_first_line(error)}); the checkpoint is damaged, half-written or absent"
         ) from error
     mismatched = [str(key[0] if isinstance(key, (tuple, list)) else key) for key in info.get("mismatched_keys", ())]
-    unexpected = [key for key in info["unexpected_keys"] if not re.search(UNUSED_KEYS, key)]
+    unexpected = [key for key in info["unexpected_keys"] if not re.search(family.unused_weights, key)]
     for what, keys in (("missing", info["missing_keys"]), ("unexpected", unexpected), ("mismatched", mismatched)):
         if keys:
             some = ", ".join(sorted(keys)[:3])

@@ -5,6 +5,7 @@ The checkpoint has its own layout (`llava_qwen`); its names map onto stock Llava
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,8 +23,6 @@ KEY_MAPPING = {
     r"^model\.mm_projector\.2\.": "model.multi_modal_projector.linear_2.",
     r"^model\.(embed_tokens|layers|norm)\.": r"model.language_model.\1.",
 }
-# in the checkpoint, not in the stock class: the newline serves images, the buffers are recomputed
-UNUSED_KEYS = r"(image_newline|rotary_emb\.inv_freq|position_ids|vision_tower.*\.head\..*)$"
 CLIP_L_336 = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -53,7 +52,7 @@ TEXT_KEYS = [
 ]
 
 
-def longva_config(raw: dict[str, Any]) -> LlavaConfig:
+def longva_config(raw: Mapping[str, Any]) -> LlavaConfig:
     """The stock configuration for an original config.json.
 
     The vision tower is named there, not described: CLIP-L/336, unless the file carries its own `vision_config`.
@@ -76,7 +75,21 @@ class LongVA(Host):
     """Stock LlavaForConditionalGeneration with LongVA's pooling and prompt."""
 
     family = "longva"
+    accepts = "llava_qwen in the original layout (LongVA)"
+    stock = "LlavaForConditionalGeneration"
     source = "EvolvingLMMs-Lab/LongVA: mm_utils.py, conversation.py (qwen_1_5), config.json"
+
+    unused_weights = rf"{Host.unused_weights}|image_newline$"  # it serves images
+
+    @classmethod
+    def matches(cls, config: Mapping[str, Any]) -> str | None:
+        if config.get("model_type") == "llava_qwen" and "mm_projector_type" in config:
+            return "model_type is llava_qwen in the original layout (mm_* fields)"
+        return None
+
+    @classmethod
+    def loading(cls, config: Mapping[str, Any]) -> dict[str, Any]:
+        return {"config": longva_config(config), "key_mapping": KEY_MAPPING}
 
     def token_grid(self) -> tuple[int, int]:
         side = self.patch_side // STRIDE

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -200,7 +201,7 @@ class _Act:
                 size=size[rows],
                 total=self.tower.units,
                 frame=self.frame[rows],
-                cls_attention=lambda rows=rows: self._cls_attention()[rows],  # type: ignore[misc]
+                cls_attention=lambda rows=rows: self._cls_attention[rows],  # type: ignore[misc]
                 pixels=lambda rows=rows: self.pixels[rows],  # type: ignore[misc]
             )
             plan = method.plan(view)
@@ -228,6 +229,7 @@ class _Act:
             mean[group.frame] = total / count.clamp(min=1)[..., None]
         return mean
 
+    @cached_property
     def _cls_attention(self) -> Tensor:
         """(F, W) the layer's attention of [CLS] on each unit: softmax over all rows, mean over heads, sum over patches."""
         if not self.tower.has_cls:

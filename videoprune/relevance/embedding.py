@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoprune.method import RelevanceMethod, RelevanceView, check_range
+from videoprune.checks import check_range
+from videoprune.method import RelevanceMethod, RelevanceView
 
 
 def frame_relevance(
