@@ -1,0 +1,102 @@
+"""The demo model's language: its words, its tokenizer, its prompt.
+
+The vocabulary part is pure Python. Only :func:`build_tokenizer` needs ``tokenizers`` and ``transformers``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from videoprune.demo import names
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, IMAGE, VIDEO, START, END, UNKNOWN = SPECIALS = (
+    "<pad>",
+    "<image>",
+    "<video>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<unk>",
+)
+PUNCTUATION = tuple(".,?!:;()'\"-")
+LETTERS = ("A", "B", "C", "D")  # of lettered options; upper case, because "a" is the article
+
+_PLAIN = """
+system user assistant a an the this that these it there is are was does do did in on at of to and or not no yes with
+from by for as its one's you your we i what which where when how who many often much times time color colour colors
+direction way place places scene scenes setting video film clip main mainly mostly most part take takes taking taken
+show shows shown showing appear appears appeared appearing see seen can be visible happen happens happened happening
+occur occurs event events right immediately directly just after before next previous first last earliest final start
+end beginning begin during while move moves moved moving go goes going travel travels heading cross crosses object
+objects item items thing things shape shapes they them have has had kind name called mention small tiny little briefly
+short moment unusual strange odd anomaly abnormal anything something nothing describe list summarize summary order all
+every each about only option options letter answer question best give select choose correct following carefully watch
+pay attention detail details based your observations accurately addresses single zero one two three four five number
+count total
+"""
+
+VOCABULARY: tuple[str, ...] = tuple(
+    dict.fromkeys((*SPECIALS, *PUNCTUATION, *LETTERS, *names.CONCEPTS, *names.NUMBERS, *_PLAIN.split()))
+)
+WORD_ID = {word: i for i, word in enumerate(VOCABULARY)}
+
+# Words that mean (nearly) what a trained concept word means; they start from its embedding.
+SYNONYMS = {"strange": "unusual", "odd": "unusual", "anomaly": "unusual", "abnormal": "unusual"}
+SYNONYMS |= {"items": "item", "objects": "object", "shape": "object", "shapes": "object"}
+
+_PIECE = r"<[^<>\s]+>|\w+|[^\w\s]"
+_LETTER_IN_BRACKETS = re.compile(r"\(\s*([a-d])\b")
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|> {{ message['role'] }} "
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'video' %}<video>{% elif part['type'] == 'image' %}<image>"
+    "{% else %}{{ part['text'] }}{% endif %}{% if not loop.last %} {% endif %}"
+    "{% endfor %}{% endif %} <|im_end|>{% if not loop.last %} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %} <|im_start|> assistant{% endif %}"
+)
+
+
+def words(text: str) -> list[str]:
+    """Split text into words and punctuation as the tokenizer does: lower case, but ``(A)`` keeps its letter."""
+    lower = _LETTER_IN_BRACKETS.sub(lambda found: "(" + found[1].upper(), text.lower())
+    return re.findall(_PIECE, lower)
+
+
+def encode(text: str) -> list[int]:
+    """Token ids, without special handling; equal to the shipped tokenizer's."""
+    unknown = WORD_ID[UNKNOWN]
+    return [WORD_ID.get(word, unknown) for word in words(text)]
+
+
+def unknown_words(question: str) -> list[str]:
+    """The words of a question that the demo model was never taught, in order, each once."""
+    return list(dict.fromkeys(word for word in words(question) if word not in WORD_ID))
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """The tokenizer as a stock fast tokenizer that ``AutoTokenizer`` loads."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel(WORD_ID, unk_token=UNKNOWN))
+    upper = [normalizers.Replace(Regex(rf"\(\s*{letter.lower()}\b"), f"({letter}") for letter in LETTERS]
+    inner.normalizer = normalizers.Sequence([normalizers.Lowercase(), *upper])
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECE), behavior="removed", invert=True)
+    tidy = [decoders.Fuse(), decoders.Replace("( ", "("), decoders.Replace(" )", ")")]
+    inner.decoder = decoders.Sequence([decoders.WordPiece(prefix="##", cleanup=True), *tidy])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token=UNKNOWN,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[IMAGE, VIDEO, START],
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
