@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Ended
+from tests.films import sound_only, write
 from videoprune.errors import EnvironmentProblem, FilmError
 from videoprune.recipe import Recipe
 
@@ -101,7 +102,7 @@ class FakeVideo:
 @pytest.fixture
 def film(tmp_path: Path) -> str:
     path = tmp_path / "film.mp4"
-    path.write_bytes(b"\0\0\0\x20ftypisom" + b"\0" * 64)
+    write(path, 100)  # four seconds
     return str(path)
 
 
@@ -113,6 +114,22 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- ask
+
+
+def test_a_film_that_cannot_be_read_is_told_before_a_model_is_loaded(videoprune: Run, tmp_path: Path) -> None:
+    sound = sound_only(tmp_path / "sound.mp4")
+    for words in ((sound, "q"), (tmp_path / "none.mp4", "q")):
+        done = videoprune("ask", *words)
+        assert (done.code, done.out) == (1, "")
+        assert done.err.startswith("error: film")
+    assert not LOADED
+
+
+def test_start_past_the_end_is_a_usage_error(videoprune: Run, film: str) -> None:
+    done = videoprune("ask", film, "q", "--start", "100")
+    assert done.code == 2
+    assert "past the end" in done.err
+    assert not LOADED
 
 
 def test_stdout_is_the_answer_alone(videoprune: Run, film: str) -> None:
@@ -189,8 +206,8 @@ def test_frame_flags_go_over_the_recipe(videoprune: Run, film: str) -> None:
         (("ask", "FILM", "q", "--decoder", "opencv"), 2, "pyav"),
         (("ask", "FILM", "q", "--recipe", "dmeo"), 2, "did you mean 'demo'?"),
         (("ask", "FILM", "q", "--modle", "x"), 2, "did you mean --model?"),
-        (("ask", "FILM", "q", "--set", "prefill.keep=1.5"), 2, "prefill.aim.keep: 1.5"),
-        (("ask", "FILM", "q", "--set", "prefill.keep=0"), 2, "prefill.aim.keep: 0"),
+        (("ask", "FILM", "q", "--set", "prefill.keep=1.5"), 2, "prefill.fastv.keep: 1.5"),
+        (("ask", "FILM", "q", "--set", "prefill.keep=0"), 2, "prefill.fastv.keep: 0"),
         (("ask", "FILM", "q", "--set", "prefill.kep=0.5"), 2, "did you mean 'keep'?"),
         (("ask", "FILM", "q", "--set", "prefill.method=fastvv"), 2, "prefill.method"),
         (("ask", "FILM", "q", "--model", "gone"), 3, "model 'gone'"),

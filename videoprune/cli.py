@@ -115,12 +115,12 @@ def ask(
       cat questions.txt | videoprune ask film.mp4 --json
     """
     # all that can be wrong without the model is found before the model is loaded
-    from videoprune.header import check_path
+    from videoprune.video import Film, FrameRule
 
     asked = console.read_questions(questions or [])
-    check_path(film)
     flags = {"fps": fps, "frames": frames, "max": max_frames, "start": start, "end": end}
     rule_of = _frame_flags({key: value for key, value in flags.items() if value is not None})
+    Film(film, rule_of(FrameRule()), decoder=decoder).close()
     _check_recipe(recipe, set_ or [], has_default=model is None)
     console.quiet_libraries(verbose)
     with Progress(quiet=quiet) as progress:

@@ -183,7 +183,10 @@ class EncodeMethod(Budgeted):
 
     @property
     def window(self) -> int:
-        """Frames that are looked at together; encoder chunks are whole windows, so that chunking changes no result."""
+        """Frames that are looked at together; encoder chunks are whole windows, so that chunking changes no result.
+
+        1 means that frames are independent: a view then holds any number of them.
+        """
         return 1
 
     @abstractmethod

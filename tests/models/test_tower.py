@@ -149,13 +149,14 @@ def test_views_hold_unit_means_and_cls_attention(pixels: torch.Tensor) -> None:
     layer = model.encoder.layers[2]
     keys = layer.self_attn.k_proj(layer.layer_norm1(entered))[:, 1:].unflatten(-1, (2, 16)).mean(dim=-2)
     share = stock.attentions[2].mean(dim=1)[:, 0, 1:]
-    assert [view.frame.tolist() for view, _ in views] == [[10 + number] for number in range(FRAMES)]  # window 1
-    for row, (view, cls_share) in enumerate(views):
+    assert [view.frame.tolist() for view, _ in views] == [[10 + number for number in range(FRAMES)]]
+    view, cls_share = views[0]
+    for row in range(FRAMES):
         for number in range(16):
             inside = unit == number
-            torch.testing.assert_close(view.hidden[0, number], left[row, 1:][inside].mean(dim=0), atol=1e-5, rtol=0)
-            torch.testing.assert_close(view.keys[0, number], keys[row][inside].mean(dim=0), atol=1e-5, rtol=0)
-            torch.testing.assert_close(cls_share[0, number], share[row][inside].sum(), atol=1e-6, rtol=0)
+            torch.testing.assert_close(view.hidden[row, number], left[row, 1:][inside].mean(dim=0), atol=1e-5, rtol=0)
+            torch.testing.assert_close(view.keys[row, number], keys[row][inside].mean(dim=0), atol=1e-5, rtol=0)
+            torch.testing.assert_close(cls_share[row, number], share[row][inside].sum(), atol=1e-6, rtol=0)
 
 
 def test_a_tower_without_cls_refuses_its_attention(pixels: torch.Tensor) -> None:

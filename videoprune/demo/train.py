@@ -33,8 +33,8 @@ class Plan:
     batch: int = 128
 
 
-QUICK = Plan(streams=1200, tower_steps=900, places=560, held_places=60, steps=(500, 900, 500, 300, 350, 600, 900))
-SMOKE = Plan(streams=8, tower_steps=3, places=12, held_places=12, steps=(2, 2, 2, 2, 2, 2, 2))
+QUICK = Plan(streams=1200, tower_steps=900, places=560, held_places=60, steps=(500, 900, 500, 300, 350, 600))
+SMOKE = Plan(streams=8, tower_steps=3, places=12, held_places=12, steps=(2, 2, 2, 2, 2, 2))
 
 
 def phases(steps: tuple[int, ...]) -> list[Phase]:
@@ -55,7 +55,6 @@ def phases(steps: tuple[int, ...]) -> list[Phase]:
         Phase("again", steps[3], ((0.75, small), (0.25, medium))),
         Phase("keys", steps[4], ((0.75, small), (0.25, medium))),
         Phase("all", steps[5], ((0.38, small), (0.3, medium), (0.18, large), (0.14, dense))),
-        Phase("longer", steps[6], ((0.32, small), (0.26, medium), (0.2, large), (0.22, dense))),
     ]
 
 

@@ -188,8 +188,9 @@ class _Act:
         )
         size = self.books.size.gather(1, self.order)
         keep, absorbed_by = self.valid.clone(), torch.full_like(self.order, -1)
-        for start in range(0, len(self.order), method.window):
-            rows = slice(start, min(start + method.window, len(self.order)))
+        together = method.window if method.window > 1 else len(self.order)  # independent frames share one call
+        for start in range(0, len(self.order), together):
+            rows = slice(start, min(start + together, len(self.order)))
             view = TowerView(
                 layer=self.number,
                 depth=self.tower.stop,

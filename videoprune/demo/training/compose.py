@@ -38,7 +38,7 @@ BROAD = ("topic", "sub_scene", "letter", "list")  # kinds whose answers are not 
 
 # How often a film is asked each kind; above 1 it is asked again (another wording, mostly another object).
 ASK_RATES = {
-    "count": 2.0, "after": 1.7, "before": 2.0, "direction": 1.8, "order": 1.2, "colour": 2.5, "where": 0.8, "needle": 0.6,
+    "count": 2.0, "after": 1.7, "before": 2.0, "direction": 1.5, "order": 1.2, "colour": 2.5, "where": 0.8, "needle": 0.6,
     "anomaly": 0.5, "topic": 0.4, "sub_scene": 0.6, "list": 0.4,
 }  # fmt: skip
 

@@ -24,7 +24,7 @@ from videoprune.demo.training.common import WIDTH, WORD_RMS, MasterWeights, buil
 from videoprune.demo.training.compose import BOOKS, HEADER, Batch, Composer, Shape
 
 log = logging.getLogger(__name__)
-MUON_LR, ADAM_LR, WARM, HOLD = 2e-3, 1e-3, 60, 0.63
+MUON_LR, ADAM_LR, WARM, HOLD = 2e-3, 1e-3, 60, 0.75
 BOOK_LAYER, BOOK_WEIGHT = 5, 0.3
 POINTING_HEADS, POINT_WEIGHT = (0, 3), 0.4  # one head of each key/value group
 SYNONYM_NOISE = 0.3
