@@ -49,9 +49,10 @@ def test_at_least_nine_of_ten_are_right(recipe: str, pipe: Pipeline, rows: list[
 
 def test_wording_case_and_punctuation_do_not_matter(pipe: Pipeline, rows: list[dict[str, Any]]) -> None:
     video = pipe.with_recipe("dense").watch(demo.film_path())
-    asked = rows[0]["question"].rstrip("?. ")
-    answers = {video.ask(wording).text for wording in (asked, asked + " ?", asked.upper() + "?", asked.lower())}
-    assert len(answers) == 1
+    for row in rows[::5]:
+        asked = row["question"].rstrip("?. ")
+        wordings = (asked, asked + " ?", asked + ".", asked.upper() + "?", asked.lower())
+        assert len({video.ask(wording).text for wording in wordings}) == 1, asked
 
 
 def test_what_it_cannot_know_is_said(pipe: Pipeline) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from videoprune.demo.language import complete
 from videoprune.demo.notice import notice
 from videoprune.errors import UsageError
 from videoprune.method import RelevanceView
@@ -117,7 +118,7 @@ class Video:
         with stopwatch("merge"), CountedFlops() as merging:
             tokens = merge(self.tokens, run, stages.aware, host)
         tell("merge", 1, 1)
-        prompt, choices = host.prompt(question, tokens)
+        prompt, choices = host.prompt(complete(question) if pipe.model_name == "demo" else question, tokens)
         depth = host.decoder_shape.layers
         session = Session(
             visual=prompt.visual,

@@ -100,3 +100,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     )
     tokenizer.chat_template = CHAT_TEMPLATE
     return tokenizer
+
+
+def complete(question: str) -> str:
+    """The question with the closing mark that every training question has: "?" after a question, "." after an order.
+
+    Without it the model takes a question for the start of a list.
+    """
+    bare = question.rstrip(" .?!")
+    first = bare.split(" ", 1)[0].lower()
+    orders = ("list", "name", "describe", "tell", "give", "summarize", "summarise")
+    return f"{bare}{'.' if first in orders else '?'}" if bare and "(" not in bare else question
