@@ -63,7 +63,7 @@ def test_visual_tokens_point_along_the_words(
     words = F.normalize(model.get_input_embeddings().weight, dim=-1)
 
     def score(word: str) -> torch.Tensor:  # (12,) the best cell of each frame
-        return (centred @ words[language.WORD_ID[word]]).amax(1)
+        return (centred @ words[language.WORD_ID[word]]).amax(1).detach()
 
     assert score(colour)[1::2].min() > score(colour)[0::2].max()  # only the frames that show it
     for options, right in ((names.COLOURS, colour), (names.SHAPES, shape)):

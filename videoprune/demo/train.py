@@ -78,6 +78,7 @@ def main() -> None:
 def run(plan: Plan, out: Path, seed: int, resume: bool, threads: int) -> None:
     """All stages in order."""
     from videoprune.demo.training.bank import build_bank
+    from videoprune.demo.training.export import export
     from videoprune.demo.training.lm import train_lm
     from videoprune.demo.training.tower import train_tower
 
@@ -91,7 +92,10 @@ def run(plan: Plan, out: Path, seed: int, resume: bool, threads: int) -> None:
         build_bank(bank, tower, plan.places, BANK_SEED + 100_000 * seed, threads)
     if missing(held):
         build_bank(held, tower, plan.held_places, HELD_OUT_SEED, threads)
-    train_lm(out, bank, held, phases(plan.steps), seed, resume, threads)
+    planned = phases(plan.steps)
+    train_lm(out, bank, held, planned, seed, resume, threads)
+    export(out / "model", tower, out / f"lm_{planned[-1].name}.pt")
+    log.info("the model is in %s", out / "model")
 
 
 if __name__ == "__main__":
