@@ -62,7 +62,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_const", const=QUICK, dest="plan", help="about an hour on two CPU cores")
+    size.add_argument("--quick", action="store_const", const=QUICK, dest="plan", help="about two hours on two CPU cores")
     size.add_argument("--smoke", action="store_const", const=SMOKE, dest="plan", help="a minute: does everything run?")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="keep what is complete in --out")
