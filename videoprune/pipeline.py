@@ -80,24 +80,16 @@ class Pipeline:
         )  # a bad recipe is told before weights are read
         if named is not None:
             Stages.of(named)
-        demo_model = model is None
         folder = demo.weights_path() if model is None else model
-        if demo_model and not (demo.weights_path() / "model.safetensors").is_file():
+        if model is None and not (demo.weights_path() / "model.safetensors").is_file():
             raise EnvironmentProblem(
                 "the demo model is not in this installation; install the package anew, or give --model"
             )
         host = load_host(os.fspath(folder), device=device, dtype=dtype, attn=attn, revision=revision)
         choices: list[Choice] = []
         if named is None:
-            default = "demo" if demo_model else host.default_recipe
-            named = Recipe.load(default, overrides)
-            choices.append(
-                {
-                    "name": "recipe",
-                    "value": default,
-                    "reason": f"the default for {'the demo model' if demo_model else host.family}",
-                }
-            )
+            named = Recipe.load(host.default_recipe, overrides)
+            choices.append({"name": "recipe", "value": named.name, "reason": f"the default for {host.family}"})
         else:
             choices.append({"name": "recipe", "value": named.name, "reason": "asked for"})
         if max_new_tokens is not None:

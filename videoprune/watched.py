@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from videoprune.demo.language import complete
-from videoprune.demo.notice import notice
 from videoprune.errors import UsageError
 from videoprune.method import RelevanceView
 from videoprune.models.session import Session, Trace
@@ -118,7 +116,7 @@ class Video:
         with stopwatch("merge"), CountedFlops() as merging:
             tokens = merge(self.tokens, run, stages.aware, host)
         tell("merge", 1, 1)
-        prompt, choices = host.prompt(complete(question) if pipe.model_name == "demo" else question, tokens)
+        prompt, choices = host.prompt(host.phrase(question), tokens)
         depth = host.decoder_shape.layers
         session = Session(
             visual=prompt.visual,
@@ -143,7 +141,7 @@ class Video:
         return Answer(
             question=question,
             text=generation.text,
-            notice=notice(question, self.metadata) if pipe.model_name == "demo" else None,
+            notice=host.notice(question, self.metadata),
             evidence=_evidence(tokens, generation.trace),
             report=report,
             tokens=tokens,

@@ -200,6 +200,14 @@ class Host(ABC):
         """(D,) embedding that closes the visual block, where the family has one."""
         return None
 
+    def phrase(self, question: str) -> str:
+        """The question as this model is used to reading it."""
+        return question
+
+    def notice(self, question: str, metadata: Mapping[str, str]) -> str | None:
+        """One line where the model cannot know the answer; `metadata` are the film's container tags."""
+        return None
+
     def vision_tower(self) -> Any:
         """The stock vision tower that reads frames."""
         return self.model.model.vision_tower

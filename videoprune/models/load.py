@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from videoprune.errors import EnvironmentProblem, UsageError
+from videoprune.models.demo import DemoModel
 from videoprune.models.host import Host, Preprocess
 from videoprune.models.llava15 import Llava15
 from videoprune.models.llava_next_video import LlavaNextVideo
@@ -23,7 +24,7 @@ from videoprune.models.llava_onevision import LlavaOnevision
 from videoprune.models.longva import LongVA
 from videoprune.models.video_llava import VideoLlava
 
-FAMILIES: tuple[type[Host], ...] = (LlavaOnevision, LongVA, LlavaNextVideo, VideoLlava, Llava15)
+FAMILIES: tuple[type[Host], ...] = (DemoModel, LlavaOnevision, LongVA, LlavaNextVideo, VideoLlava, Llava15)
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 DTYPES |= {"float16": torch.float16, "fp16": torch.float16}

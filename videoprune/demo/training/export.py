@@ -41,6 +41,7 @@ def export(out: Path, tower: Path | None = None, lm: Path | None = None) -> None
     model.generation_config = GenerationConfig(
         do_sample=False, max_new_tokens=MOST_NEW_TOKENS, eos_token_id=end, pad_token_id=pad
     )
+    model.config.videoprune_demo = 1  # by which videoprune.models.demo knows it
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".part") as scratch:
         new = Path(scratch)

@@ -1,0 +1,114 @@
+"""`videoprune ask`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from videoprune import console
+from videoprune.commands.common import (
+    Device,
+    Dtype,
+    Json,
+    Model,
+    Quiet,
+    RecipeName,
+    Seed,
+    Set,
+    Verbose,
+    answers_of,
+    check_recipe,
+    dense_of,
+    frame_flags,
+    load_pipeline,
+)
+from videoprune.console import Progress
+
+
+def ask(
+    film: Annotated[str, typer.Argument(metavar="FILM", help="A video file.")],
+    questions: Annotated[
+        list[str] | None, typer.Argument(metavar="QUESTION", help="Questions; `-` reads them from stdin, one a line.")
+    ] = None,
+    model: Model = None,
+    recipe: RecipeName = None,
+    set_: Set = None,
+    fps: Annotated[float | None, typer.Option("--fps", help="Frames per second of film.")] = None,
+    frames: Annotated[int | None, typer.Option("--frames", help="This many frames, evenly spread.")] = None,
+    max_frames: Annotated[int | None, typer.Option("--max-frames", help="The most frames that --fps may give.")] = None,
+    start: Annotated[float | None, typer.Option("--start", help="Second to start at.")] = None,
+    end: Annotated[float | None, typer.Option("--end", help="Second to stop at.")] = None,
+    decoder: Annotated[
+        Literal["auto", "pyav", "decord", "torchcodec"], typer.Option("--decoder", help="Who decodes.")
+    ] = "auto",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    attn: Annotated[str, typer.Option("--attn", help="Attention kernel: sdpa, flash_attention_2, eager.")] = "sdpa",
+    max_new_tokens: Annotated[int | None, typer.Option("--max-new-tokens", min=1, help="Longest answer.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Of a checkpoint that is named, not a folder.")
+    ] = None,
+    seed: Seed = 0,
+    compare: Annotated[bool, typer.Option("--compare", help="Answer the same dense, side by side.")] = False,
+    json: Json = False,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Answer questions about a film. Several questions share one encoding.
+
+    \b
+    Examples:
+      videoprune ask film.mp4 "what happens after the red circle?"
+      videoprune ask film.mp4 "who wins?" "how many goals?" --fps 2
+      videoprune ask film.mp4 "who wins?" --model FOLDER --compare
+      cat questions.txt | videoprune ask film.mp4 --json
+    """
+    # all that can be wrong without the model is found before the model is loaded
+    from videoprune.video import Film, FrameRule
+
+    asked = console.read_questions(questions or [])
+    flags = {"fps": fps, "frames": frames, "max": max_frames, "start": start, "end": end}
+    rule_of = frame_flags({key: value for key, value in flags.items() if value is not None})
+    Film(film, rule_of(FrameRule()), decoder=decoder).close()
+    check_recipe(recipe, set_ or [], has_default=model is None)
+    console.quiet_libraries(verbose)
+    with Progress(quiet=quiet) as progress:
+        pipe = load_pipeline(
+            progress, recipe, model=model, overrides=set_ or [], device=device, dtype=dtype, attn=attn, decoder=decoder,
+            seed=seed, revision=revision, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        rule = rule_of(pipe.recipe.frames)
+        video, answers = answers_of(pipe, film, asked, rule, progress)
+        dense = answers_of(dense_of(pipe), film, asked, rule, progress)[1] if compare else []
+    for warning in video.warnings:
+        console.say(f"warning: {warning}")
+    for notice in dict.fromkeys(answer.notice for answer in answers if answer.notice):
+        console.say(f"note: {notice}")
+    if json:
+        console.print_json(
+            {
+                "film": video.film,
+                "model": pipe.model_name,
+                "recipe": pipe.recipe.name,
+                "overrides": list(pipe.recipe.overrides),
+                "digest": pipe.recipe.digest(),
+                "warnings": list(video.warnings),
+                "watch": {"seconds": video.seconds, "flops": video.flops},
+                "answers": [answer.to_dict() for answer in answers],
+                **({"compare": [answer.to_dict() for answer in dense]} if compare else {}),
+            }
+        )
+    for number, answer in enumerate(answers):
+        if verbose:
+            console.print_rich(answer.report.table(answer.evidence), stderr=True)
+        if json:
+            continue
+        if compare:
+            console.print_rich(
+                console.comparison(asked[number], answer.to_dict(), dense[number].to_dict(), pipe.recipe.name)
+            )
+            continue
+        if len(asked) > 1 and not quiet:
+            console.say(asked[number])
+        print(answer.text, flush=True)

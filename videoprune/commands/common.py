@@ -1,0 +1,72 @@
+"""Flags that commands share, and the few steps that they share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from videoprune.console import Progress
+from videoprune.errors import UsageError
+
+if TYPE_CHECKING:
+    from videoprune.pipeline import Pipeline, Video
+    from videoprune.video import FrameRule
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; errors too.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Report and automatic choices on stderr.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.")]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="NAME|FOLDER", help="Checkpoint; else the demo model.")
+]
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="See `videoprune recipes`.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As prefill.keep=0.25; repeatable.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")]
+Seed = Annotated[int, typer.Option("--seed", help="For methods that draw.")]
+
+
+def answers_of(
+    pipe: Pipeline, film: str, asked: Sequence[str], rule: FrameRule, progress: Progress
+) -> tuple[Video, list[Any]]:
+    video = pipe.watch(film, frames=rule, question_known=len(asked) == 1, progress=progress)
+    return video, [video.ask(question, progress=progress) for question in asked]
+
+
+def dense_of(pipe: Pipeline) -> Pipeline:
+    """The same model, nothing pruned, answers as long."""
+    from videoprune.recipe import Recipe
+
+    return pipe.with_recipe(dataclasses.replace(Recipe.load("dense"), max_new_tokens=pipe.recipe.max_new_tokens))
+
+
+def load_pipeline(progress: Progress, recipe: Any, **settings: Any) -> Pipeline:
+    progress("load model", 0, None)
+    from videoprune.pipeline import Pipeline
+
+    return Pipeline.load(recipe, **settings)
+
+
+def check_recipe(recipe: str | None, overrides: Sequence[str], *, has_default: bool) -> None:
+    """Build the recipe once before any work; where none is named, a model other than the demo's brings its own."""
+    from videoprune.recipe import Recipe
+
+    if recipe is not None or has_default:
+        Recipe.load(recipe or "demo", overrides).build()
+
+
+def frame_flags(given: dict[str, Any]) -> Any:
+    """Check the flags by themselves; the result puts them over a recipe's rule (fps and frames replace each other)."""
+    from videoprune.video import FrameRule
+
+    try:
+        FrameRule(**given)
+    except UsageError as error:
+        flags = " ".join(f"--{'max-frames' if key == 'max' else key} {value}" for key, value in given.items())
+        raise UsageError(f"{flags}: {error}") from None
+    rivals: dict[str, Any] = {"fps": None} if "frames" in given else {"frames": None} if "fps" in given else {}
+    return lambda rule: dataclasses.replace(rule, **rivals, **given)
