@@ -183,7 +183,19 @@ class Pipeline:
             warnings=warnings,
             metadata=dict(info.metadata),
             choices=[{"name": "video", "value": info.decoder, "reason": choice} for choice in info.choices],
+            rule=rule,
         )
+
+    def open(self, path: str | os.PathLike[str]) -> Video:
+        """A film that was watched before, from `movie.vpz`: nothing is decoded or encoded.
+
+        Raises:
+            FilmError: damaged, or the film has changed since.
+            UsageError: watched with another model, or with other question-blind stages than this recipe's.
+        """
+        from videoprune.saved import load_video
+
+        return load_video(self, path)
 
     def ask(self, film: str | os.PathLike[str], question: str, **watch: Any) -> Answer:
         """Watch a film for one question and answer it; keywords as for `watch`."""

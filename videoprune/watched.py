@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +23,7 @@ from videoprune.tokens import VisualTokens
 
 if TYPE_CHECKING:
     from videoprune.pipeline import Pipeline
+    from videoprune.video import FrameRule
 
 Progress = Callable[[str, int, int | None], None]  # stage, done, total or None
 Choice = dict[str, Any]
@@ -74,6 +77,7 @@ class Video:
         seconds: wall time of the shared stages.
         costs: their FLOPs.
         warnings: what the decoder had to say (a cut tail …).
+        rule: which frames were looked at.
     """
 
     pipeline: Pipeline
@@ -87,6 +91,17 @@ class Video:
     warnings: list[str]
     metadata: dict[str, str]
     choices: list[Choice]
+    rule: FrameRule | None = None
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write `movie.vpz`, which `Pipeline.open` and `videoprune ask` read without decoding or encoding again.
+
+        Raises:
+            UsageError: a name that does not end in `.vpz`.
+        """
+        from videoprune.saved import save_video
+
+        return save_video(self, path)
 
     @property
     def flops(self) -> dict[str, dict[str, float]]:

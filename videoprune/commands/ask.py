@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -22,12 +22,13 @@ from videoprune.commands.common import (
     dense_of,
     frame_flags,
     load_pipeline,
+    watched_with,
 )
 from videoprune.console import Progress
 
 
 def ask(
-    film: Annotated[str, typer.Argument(metavar="FILM", help="A video file.")],
+    film: Annotated[str, typer.Argument(metavar="FILM", help="A video file, or a film.vpz that `index` wrote.")],
     questions: Annotated[
         list[str] | None, typer.Argument(metavar="QUESTION", help="Questions; `-` reads them from stdin, one a line.")
     ] = None,
@@ -62,20 +63,28 @@ def ask(
       videoprune ask film.mp4 "what happens after the red circle?"
       videoprune ask film.mp4 "who wins?" "how many goals?" --fps 2
       videoprune ask film.mp4 "who wins?" --model FOLDER --compare
+      videoprune index film.mp4 && videoprune ask film.vpz "who wins?"
       cat questions.txt | videoprune ask film.mp4 --json
     """
     # all that can be wrong without the model is found before the model is loaded
+    from videoprune.identity import WATCHED
     from videoprune.video import Film, FrameRule
 
     asked = console.read_questions(questions or [])
     flags = {"fps": fps, "frames": frames, "max": max_frames, "start": start, "end": end}
     rule_of = frame_flags({key: value for key, value in flags.items() if value is not None})
-    Film(film, rule_of(FrameRule()), decoder=decoder).close()
-    check_recipe(recipe, set_ or [], has_default=model is None)
+    chosen: Any = recipe
+    if film.endswith(WATCHED):
+        model, chosen = watched_with(
+            film, model, recipe, [*(k for k, v in flags.items() if v is not None), *["compare"] * compare]
+        )
+    else:
+        Film(film, rule_of(FrameRule()), decoder=decoder).close()
+    check_recipe(chosen, set_ or [], has_default=model is None)
     console.quiet_libraries(verbose)
     with Progress(quiet=quiet) as progress:
         pipe = load_pipeline(
-            progress, recipe, model=model, overrides=set_ or [], device=device, dtype=dtype, attn=attn, decoder=decoder,
+            progress, chosen, model=model, overrides=set_ or [], device=device, dtype=dtype, attn=attn, decoder=decoder,
             seed=seed, revision=revision, max_new_tokens=max_new_tokens,
         )  # fmt: skip
         rule = rule_of(pipe.recipe.frames)

@@ -10,6 +10,7 @@ import typer
 
 from videoprune.console import Progress
 from videoprune.errors import UsageError
+from videoprune.identity import WATCHED
 
 if TYPE_CHECKING:
     from videoprune.pipeline import Pipeline, Video
@@ -33,7 +34,10 @@ Seed = Annotated[int, typer.Option("--seed", help="For methods that draw.")]
 def answers_of(
     pipe: Pipeline, film: str, asked: Sequence[str], rule: FrameRule, progress: Progress
 ) -> tuple[Video, list[Any]]:
-    video = pipe.watch(film, frames=rule, question_known=len(asked) == 1, progress=progress)
+    if film.endswith(WATCHED):
+        video = pipe.open(film)
+    else:
+        video = pipe.watch(film, frames=rule, question_known=len(asked) == 1, progress=progress)
     return video, [video.ask(question, progress=progress) for question in asked]
 
 
@@ -51,7 +55,21 @@ def load_pipeline(progress: Progress, recipe: Any, **settings: Any) -> Pipeline:
     return Pipeline.load(recipe, **settings)
 
 
-def check_recipe(recipe: str | None, overrides: Sequence[str], *, has_default: bool) -> None:
+def watched_with(film: str, model: str | None, recipe: str | None, refused: Sequence[str]) -> tuple[str | None, Any]:
+    """The model and the recipe of a watched film, where none are asked for; flags that it leaves no choice in are refused."""
+    from videoprune.saved import read_about
+
+    about = read_about(film)
+    if refused:
+        flag = f"--{refused[0].replace('max', 'max-frames')}"
+        raise UsageError(
+            f"{flag}: {film} is a watched film, its frames were chosen and encoded when it was; give the film itself"
+        )
+    own = about["model"]["name"]
+    return model or (None if own == "demo" else own), recipe or about["recipe"]
+
+
+def check_recipe(recipe: Any, overrides: Sequence[str], *, has_default: bool) -> None:
     """Build the recipe once before any work; where none is named, a model other than the demo's brings its own."""
     from videoprune.recipe import Recipe
 
