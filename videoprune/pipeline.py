@@ -8,29 +8,21 @@ print(video.ask("What happens after the red circle appears?").text)
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from videoprune import demo
+from videoprune.answer import Answer, Choice, Progress, check_question
 from videoprune.errors import EnvironmentProblem
 from videoprune.models.host import Host
 from videoprune.models.load import load_host
-from videoprune.ops.counting import CountedFlops
 from videoprune.recipe import Recipe
-from videoprune.report.flops import Cost
-from videoprune.report.report import Stopwatch
-from videoprune.run import Events, Run
-from videoprune.stages import Stages, merge
-from videoprune.tokens import VisualTokens
-from videoprune.video import Film, FrameRule
-from videoprune.watched import Answer, Choice, Progress, Video, check_question, silent
-
-CHUNK = 32  # frames decoded and encoded at a time; rounded up to whole windows of the encode methods
+from videoprune.stages import Stages
+from videoprune.store import Store
+from videoprune.video import FrameRule
+from videoprune.watched import Video
+from videoprune.watching import Watcher, decoded, open_film
 
 
 class Pipeline:
@@ -42,6 +34,9 @@ class Pipeline:
         self.host, self.recipe, self.decoder, self.seed = host, recipe, decoder, seed
         self.stages = Stages.of(recipe)
         self.stages.check(host)
+        Store(
+            self.stages.blind, self.stages.segment, host, recipe.watch.at_most
+        )  # refuses a bound that nothing can hold
         self.choices = [*host.choices, *choices]
 
     @classmethod
@@ -131,60 +126,13 @@ class Pipeline:
         Raises:
             FilmError: the film cannot be read.
         """
-        rule, stopwatch, tell = frames or self.recipe.frames, Stopwatch(), progress or silent
-        window = math.lcm(*(method.window for method in self.stages.encode))
-        chunk = -(-CHUNK // window) * window
-        parts: list[VisualTokens] = []
-        observed: list[Tensor] = []
-        cost = Cost()
-        done = 0
-        with Film(film, rule, decoder=self.decoder, chunk=chunk) as reader:
-            total = len(reader) or None
-            chunks = iter(reader)
-            while True:
-                with stopwatch("decode_film"):
-                    batch = next(chunks, None)
-                if batch is None:
-                    break
-                with stopwatch("encode"):
-                    encoded = self.host.encode(batch.images, batch.seconds, done, self.stages.encode)
-                    parts.append(encoded.tokens)
-                    cost = cost + encoded.cost
-                if self.stages.need_relevance:
-                    with stopwatch("relevance"):
-                        seen = self.stages.relevance.observe(batch.images)
-                        if seen is not None:
-                            observed.append(seen)
-                done += len(batch)
-                tell("encode", done, total)
+        rule = frames or self.recipe.frames
+        with open_film(film, rule, [self]) as reader:
+            watcher = Watcher(self, film, rule, len(reader) or None, progress)
+            for batch in decoded(reader, watcher.stopwatch):
+                watcher.add(batch)
             info, warnings = reader.info, list(reader.warnings)
-        tokens = VisualTokens.concat(parts)
-        flops = {"encode": cost}
-        encoded_count = tokens.count
-        with stopwatch("segment"), CountedFlops() as counted:
-            features = tokens.frame_features()
-            events = self.stages.segment[0](features) if self.stages.segment else Events.single(tokens.frames)
-            events = dataclasses.replace(events, frame_event=events.frame_event.to(tokens.features.device))
-            tokens = tokens.with_events(events.frame_event)
-        flops["segment"] = Cost(linear=counted.total)
-        with stopwatch("merge"), CountedFlops() as counted:
-            tokens = merge(tokens, Run(events, seed=self.seed), self.stages.blind, self.host)
-        flops["merge"] = Cost(linear=counted.total)
-        tell("watch", 1, 1)
-        return Video(
-            pipeline=self,
-            film=os.fspath(film),
-            tokens=tokens,
-            events=events,
-            observed=torch.cat(observed) if observed else None,
-            encoded_count=encoded_count,
-            seconds=stopwatch.seconds,
-            costs=flops,
-            warnings=warnings,
-            metadata=dict(info.metadata),
-            choices=[{"name": "video", "value": info.decoder, "reason": choice} for choice in info.choices],
-            rule=rule,
-        )
+        return watcher.finish(info, warnings)
 
     def open(self, path: str | os.PathLike[str]) -> Video:
         """A film that was watched before, from `movie.vpz`: nothing is decoded or encoded.

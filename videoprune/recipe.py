@@ -16,24 +16,22 @@ import hashlib
 import json
 import math
 import os
-import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
 from videoprune.errors import UsageError
+from videoprune.recipe_source import KEYS, override, read
 from videoprune.registry import STAGES, find, shipped, unknown
 
 if TYPE_CHECKING:
     from videoprune.video import FrameRule
 
-KEYS = ("name", "description", "frames", *STAGES, "max_new_tokens")
-BUDGET = ("keep", "at_most")  # options that every method knows: they stay when an override changes the method
-LIMIT = 1 << 20  # bytes of a recipe file
+Rule = TypeVar("Rule")
 
 
 @dataclass(frozen=True)
@@ -69,12 +67,29 @@ class Step:
 
 
 @dataclass(frozen=True)
+class WatchRule:
+    """How a film is held while it is watched.
+
+    Attributes:
+        at_most: visual tokens stored at any time; beyond it the merge methods' own rule is applied to what is there.
+            None stores all that the encode stage gives.
+    """
+
+    at_most: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.at_most is not None and self.at_most < 1:
+            raise UsageError(f"at_most: {self.at_most} is given; allowed is a whole number of at least 1")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a pipeline is made of.
 
     Attributes:
         name, description: of the shipped recipe or the file; "custom" for a mapping.
         frames: which frames of a film are looked at.
+        watch: how many tokens are held while they come.
         segment, encode, merge, prefill, decode: the methods of each stage, applied in order.
         relevance: what scores frames by the question, for the methods that ask.
         max_new_tokens: longest answer.
@@ -84,6 +99,7 @@ class Recipe:
     name: str = "custom"
     description: str = ""
     frames: FrameRule = field(default_factory=lambda: _frame_rule({}))
+    watch: WatchRule = WatchRule()
     segment: tuple[Step, ...] = ()
     encode: tuple[Step, ...] = ()
     merge: tuple[Step, ...] = ()
@@ -112,10 +128,10 @@ class Recipe:
             data = dict(source)
         else:
             path = _path(source)
-            name, data = path.stem, _read(path)
+            name, data = path.stem, read(path)
         try:
-            for override in overrides:
-                _override(data, override)
+            for change in overrides:
+                override(data, change)
             recipe = cls._checked({"name": name, **data})
         except UsageError as error:
             label = source if isinstance(source, (str, os.PathLike)) else name
@@ -133,6 +149,7 @@ class Recipe:
                 raise UsageError(f"{key}: {data[key]!r} is given; allowed is text")
             made[key] = data.get(key, "").strip()
         made["frames"] = _frame_rule(data.get("frames"))
+        made["watch"] = _rule("watch", WatchRule, data.get("watch"), "{at_most: 8192}")
         for stage in STAGES:
             made[stage] = _steps(stage, data.get(stage))
         if len(made["relevance"]) > 1:
@@ -164,7 +181,9 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The canonical form: `Recipe.load` reads it back to an equal recipe."""
-        data: dict[str, Any] = {"name": self.name, "description": self.description, "frames": _frame_dict(self.frames)}
+        data: dict[str, Any] = {"name": self.name, "description": self.description, "frames": _given(self.frames)}
+        if watch := _given(self.watch):
+            data["watch"] = watch
         for stage in STAGES:
             if steps := [step.to_dict() for step in self.steps(stage)]:
                 data[stage] = steps[0] if len(steps) == 1 else steps
@@ -213,76 +232,34 @@ def _path(source: str | os.PathLike[str]) -> Path:
 # ----------------------------------------------------------------------------------------------------------- reading
 
 
-class _Loader(yaml.SafeLoader):
-    """safe_load, but a key that is given twice and an alias are refused: both hide what a recipe says."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.value in seen:
-                raise yaml.YAMLError(f"key {key.value!r} is given twice (line {key.start_mark.line + 1}); keep one")
-            if isinstance(key.value, str):
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"an alias (*{self.peek_event().anchor}) is used; write the value out")  # type: ignore[no-untyped-call]
-        return super().compose_node(parent, index)
-
-
-# YAML 1.1 reads 1e-3 as text because it lacks a point; whoever writes it means the number
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def _yaml(text: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" (line {mark.line + 1}, column {mark.column + 1})" if mark else ""
-        raise UsageError(f"no valid YAML: {getattr(error, 'problem', None) or error}{place}") from None
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        with path.open("rb") as file:
-            raw = file.read(LIMIT + 1)
-        if len(raw) > LIMIT:
-            raise UsageError(f"more than {LIMIT} bytes; a recipe is a short YAML file")
-        data = _yaml(raw.decode("utf-8-sig"))
-    except OSError as error:
-        raise UsageError(f"recipe {path}: can't be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"recipe {path}: no text; a recipe is a YAML file in UTF-8") from None
-    except UsageError as error:
-        raise UsageError(f"recipe {path}: {error}") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"recipe {path}: holds no mapping; allowed keys: {', '.join(KEYS)}")
-    return data
-
-
 def _frame_rule(data: Any) -> FrameRule:
     from videoprune.video import FrameRule
 
-    if data is None:
-        return FrameRule()
-    if not isinstance(data, Mapping):
-        raise UsageError(f"frames: {data!r} is given; allowed is a mapping like {{fps: 1, max: 256}}")
-    fields = [item.name for item in dataclasses.fields(FrameRule)]
-    for key in data:
-        if key not in fields:
-            raise UsageError(f"frames: key {unknown(str(key), fields)}")
-    _check_types("frames", FrameRule, data, "video")
     try:
-        return FrameRule(**data)
+        return _rule("frames", FrameRule, data, "{fps: 1, max: 256}")
+    except UsageError as error:
+        raise UsageError(str(error).replace("frames: frame rule: ", "frames: ")) from None
+
+
+def _rule(key: str, kind: type[Rule], data: Any, example: str) -> Rule:
+    """A frozen dataclass from the mapping under `key`."""
+    if data is None:
+        return kind()
+    if not isinstance(data, Mapping):
+        raise UsageError(f"{key}: {data!r} is given; allowed is a mapping like {example}")
+    fields = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    for name in data:
+        if name not in fields:
+            raise UsageError(f"{key}: key {unknown(str(name), fields)}")
+    _check_types(key, kind, data, key)
+    try:
+        return kind(**data)
     except (UsageError, TypeError, ValueError) as error:
-        raise UsageError(f"frames: {str(error).removeprefix('frame rule: ')}") from None
+        raise UsageError(f"{key}: {error}") from None
 
 
-def _frame_dict(rule: FrameRule) -> dict[str, Any]:
+def _given(rule: Any) -> dict[str, Any]:
+    """The fields of a rule that are given."""
     return {
         item.name: getattr(rule, item.name) for item in dataclasses.fields(rule) if getattr(rule, item.name) is not None
     }
@@ -326,65 +303,6 @@ def _plain(where: str, value: Any) -> Any:
 
 def _listed(value: Any) -> Any:
     return [_listed(item) for item in value] if isinstance(value, tuple) else value
-
-
-# --------------------------------------------------------------------------------------------------------- overrides
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    """Apply one "key.key=value" to the raw recipe."""
-    path, equals, raw = text.partition("=")
-    keys = [key.strip() for key in path.split(".")]
-    try:
-        if not equals or not all(keys):
-            raise UsageError("allowed is KEY=VALUE, like prefill.keep=0.25")
-        value = _yaml(raw)
-        if keys[0] not in KEYS:
-            raise UsageError(f"key {unknown(keys[0], KEYS)}")
-        if len(keys) == 1:
-            data[keys[0]] = value
-        elif keys[0] == "frames" and len(keys) == 2:
-            frames = dict(data["frames"]) if isinstance(data.get("frames"), Mapping) else {}
-            frames.pop(
-                {"fps": "frames", "frames": "fps"}.get(keys[1]), None
-            )  # two ways to say one thing: the new one stands
-            data["frames"] = {**frames, keys[1]: value}
-        elif keys[0] in STAGES:
-            data[keys[0]] = _override_stage(keys[0], data.get(keys[0]), keys[1:], value)
-        else:
-            raise UsageError(f"{keys[0]} has no parts; give {keys[0]}=VALUE")
-    except UsageError as error:
-        raise UsageError(f"override {text!r}: {error}", stage=error.stage) from None
-
-
-def _override_stage(stage: str, data: Any, keys: list[str], value: Any) -> list[Any]:
-    """The methods of one stage with one option changed. `none` keeps its place in the list, so that later indices hold."""
-    items = [
-        dict(item) if isinstance(item, Mapping) else item
-        for item in (data if isinstance(data, (list, tuple)) else [data])
-    ]
-    items = [] if items == [None] else items
-    indexed = keys[0].isdecimal()
-    index = int(keys.pop(0)) if indexed else 0
-    if len(keys) != 1:
-        raise UsageError(f"allowed is {stage}.OPTION=VALUE or {stage}.INDEX.OPTION=VALUE")
-    if not indexed and len(items) > 1:
-        raise UsageError(
-            f"{stage} has {len(items)} methods; say which: {stage}.0.{keys[0]} … {stage}.{len(items) - 1}.{keys[0]}"
-        )
-    if keys == ["method"] and index == len(items):
-        return [*items, {"method": value}]
-    if index >= len(items) or not isinstance(items[index], Mapping):
-        has = f"has {len(items)} methods, counted from 0" if items else "has no method here"
-        raise UsageError(
-            f"{stage} {has}; set {stage}.{len(items) if items else ''}{'.' if items else ''}method=NAME first"
-        )
-    item = items[index]
-    if keys == ["method"] and value != item.get("method"):
-        items[index] = {"method": value, **{key: item[key] for key in BUDGET if key in item}}
-    else:
-        item[keys[0]] = value
-    return items
 
 
 # ------------------------------------------------------------------------------------------------------------- types

@@ -35,7 +35,7 @@ from videoprune.reader import Reader
 __all__ = ["DECODERS", "Film", "FilmInfo", "FrameRule", "Frames", "available_decoders", "prefetch", "probe", "targets"]
 
 log = logging.getLogger(__name__)
-CHUNK_BYTES = 256 << 20  # a chunk of large frames is cut to this, so that memory does not follow the picture size
+CHUNK_BYTES = 128 << 20  # a chunk of large frames is cut to this, so that memory does not follow the picture size
 DEFAULT_FPS = 1.0  # where a rule names neither fps nor frames
 Item = TypeVar("Item")
 
@@ -184,7 +184,8 @@ class Film:
         path: a file.
         rule: which frames.
         decoder: one of DECODERS; "auto" is pyav.
-        chunk: frames in a chunk at most; fewer where the pictures are so large that it would pass 256 MiB.
+        chunk: frames in a chunk at most; fewer where the pictures are so large that it would pass 128 MiB.
+        window: chunks have a multiple of so many frames, the last one aside.
         threads: of the decoder.
 
     Attributes:
@@ -201,10 +202,11 @@ class Film:
         decoder: str = "auto",
         chunk: int = 32,
         threads: int = 1,
+        window: int = 1,
     ) -> None:
         if decoder not in DECODERS:
             raise UsageError(f"decoder {decoder!r}; allowed are {', '.join(DECODERS)}", stage="video")
-        for name, value in (("chunk", chunk), ("threads", threads)):
+        for name, value in (("chunk", chunk), ("threads", threads), ("window", window)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UsageError(f"{name}={value!r}; a whole number of at least 1 is allowed", stage="video")
         self.rule = rule or FrameRule()
@@ -228,11 +230,11 @@ class Film:
             choices.append(
                 f"frames: at most {self.rule.max}, evenly over the film where {self.rule.fps:g} fps would give more"
             )
-        room = max(1, CHUNK_BYTES // (self.info.width * self.info.height * 3))
+        room = max(1, CHUNK_BYTES // (self.info.width * self.info.height * 3) // window) * window
         if room < chunk:
             self.chunk = room
             choices.append(
-                f"chunk: {room} frames, as {chunk} of {self.info.width}x{self.info.height} would pass 256 MiB"
+                f"chunk: {room} frames, as {chunk} of {self.info.width}x{self.info.height} would pass 128 MiB"
             )
         self.info.choices[:] = choices + self.info.choices[1:]
 

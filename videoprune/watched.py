@@ -3,66 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from videoprune.errors import UsageError
-from videoprune.method import RelevanceView
-from videoprune.models.session import Session, Trace
-from videoprune.ops.counting import CountedFlops
-from videoprune.report.flops import Cost, decoder_cost, kv_bytes, lm_head_cost
-from videoprune.report.report import Report, Stopwatch, peak_memory
-from videoprune.run import Events, Run
-from videoprune.stages import merge
+from videoprune.answer import Answer, Choice, OptionScores, Progress, check_options, check_question, silent
+from videoprune.asking import ask_together, prepare
+from videoprune.chat import Chat
+from videoprune.models.generation import reply_ids
+from videoprune.report.flops import Cost
+from videoprune.run import Events
 from videoprune.tokens import VisualTokens
 
 if TYPE_CHECKING:
     from videoprune.pipeline import Pipeline
     from videoprune.video import FrameRule
-
-Progress = Callable[[str, int, int | None], None]  # stage, done, total or None
-Choice = dict[str, Any]
-EVIDENCE_FRAMES = 5
-
-
-@dataclass(eq=False)
-class Answer:
-    """An answer with its account.
-
-    Attributes:
-        question, text: what was asked, and the answer.
-        notice: one line where the model cannot know, None otherwise.
-        evidence: frames that the answer attended to, [{seconds, weight}], weights summing to at most 1, best first.
-        report: tokens, FLOPs, bytes and seconds of every stage.
-        tokens: the visual tokens as they entered the language model, with their ledger.
-        ids: token ids of the answer; logits (steps, vocabulary) where asked for; trace of what was kept where.
-    """
-
-    question: str
-    text: str
-    notice: str | None
-    evidence: list[dict[str, float]]
-    report: Report
-    tokens: VisualTokens
-    ids: list[int] = field(default_factory=list)
-    logits: Tensor | None = None
-    trace: Trace = field(default_factory=Trace)
-    run: Run | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints for one answer."""
-        return {
-            "question": self.question,
-            "text": self.text,
-            "notice": self.notice,
-            "evidence": self.evidence,
-            "report": self.report.to_dict(),
-        }
 
 
 @dataclass(eq=False)
@@ -121,144 +80,83 @@ class Video:
         Raises:
             UsageError: an empty question, control tokens in it, or more tokens than the model's context.
         """
-        question = check_question(question)
-        pipe, tell, stopwatch = self.pipeline, progress or silent, Stopwatch()
-        host, stages = pipe.host, pipe.stages
-        run = Run(self.events, question=host.embed(host.question_ids(question)), seed=pipe.seed)
-        with stopwatch("relevance"), CountedFlops() as scoring:
-            if stages.need_relevance:
-                self._rank(run, question)
-        with stopwatch("merge"), CountedFlops() as merging:
-            tokens = merge(self.tokens, run, stages.aware, host)
+        tell = progress or silent
+        asked = prepare(self, check_question(question))
         tell("merge", 1, 1)
-        prompt, choices = host.prompt(host.phrase(question), tokens)
-        depth = host.decoder_shape.layers
-        session = Session(
-            visual=prompt.visual,
-            tokens=tokens,
-            prefill=[method.start(run, depth) for method in stages.prefill],
-            decode=[method.start(run, depth) for method in stages.decode],
-            evidence_layers=frozenset(range(depth // 3, max(2 * depth // 3, depth // 3 + 1))),
-        )
-        generation = host.generate(prompt, session, pipe.recipe.max_new_tokens, logits=logits)
+        pipe = self.pipeline
+        generation = pipe.host.generate(asked.prompt, asked.session(), pipe.recipe.max_new_tokens, logits=logits)
         tell("answer", 1, 1)
-        seconds = dict(self.seconds)
-        for stage, spent in (
-            *stopwatch.seconds.items(),
-            ("prefill", generation.prefill_seconds),
-            ("decode", generation.decode_seconds),
-        ):
-            seconds[stage] = seconds.get(stage, 0.0) + spent
-        costs = dict(self.costs)
-        costs["relevance"] = Cost(linear=scoring.total)
-        costs["merge"] = costs["merge"] + Cost(linear=merging.total)
-        report = self._report(tokens, generation.trace, prompt.embeddings.shape[1], costs, seconds, choices)
-        return Answer(
-            question=question,
-            text=generation.text,
-            notice=host.notice(question, self.metadata),
-            evidence=_evidence(tokens, generation.trace),
-            report=report,
-            tokens=tokens,
-            ids=generation.ids,
-            logits=generation.logits,
-            trace=generation.trace,
-            run=run,
+        return asked.answer(generation)
+
+    @torch.no_grad()
+    def ask_all(
+        self, questions: Sequence[str], *, progress: Progress | None = None, logits: bool = False
+    ) -> list[Answer]:
+        """Answer several questions; the answers are those of asking one by one.
+
+        Where no stage looks at the question behind the stored tokens, the language model reads the film once and each
+        question continues from that cache. `answer.report.choices` says which it was, under the name "prompt"; what is
+        shared is in every report, as the encoding is.
+
+        Raises:
+            UsageError: as `ask`, for any of the questions and before the first is answered where it can be told.
+        """
+        tell, asked = progress or silent, [check_question(question) for question in questions]
+        looks = self.pipeline.stages.needs_question()
+        if len(asked) < 2:
+            return [self.ask(question, progress=progress, logits=logits) for question in asked]
+        if looks is None:
+            return ask_together(self, asked, tell, logits)
+        answers = []
+        for question in asked:
+            answers.append(self.ask(question, progress=progress, logits=logits))
+            choice = {"name": "prompt", "value": "one by one", "reason": f"{looks} looks at the question"}
+            answers[-1].report.choices.append(choice)
+        return answers
+
+    def chat(self) -> Chat:
+        """A conversation about the film, in which questions refer to earlier ones."""
+        return Chat(self)
+
+    @torch.no_grad()
+    def options(
+        self, question: str, options: Sequence[str], *, normalise: str = "sum", progress: Progress | None = None
+    ) -> OptionScores:
+        """How likely each of several replies is, for multiple choice without letters.
+
+        The prompt is read once under the recipe, the decode stage evicts when it was read; each option is then fed behind a
+        copy of that cache, and nothing is evicted meanwhile. An option's log-probability is that of its tokens and of the
+        token that ends the turn (of its tokens alone where the model has none), so that a reply that goes on is another
+        reply.
+
+        Args:
+            question: free text; name the options in it only where the model should read them.
+            options: at least two replies, as the model would write them.
+            normalise: "sum" compares the replies' probabilities, "mean" the probability a token, which favours no length.
+            progress: called with (stage, done, total).
+
+        Raises:
+            UsageError: an empty question, fewer than two options, an empty one or two alike, control tokens, or more tokens
+                than the model's context.
+        """
+        tell, host = progress or silent, self.pipeline.host
+        replies = check_options(options, normalise)
+        asked = prepare(self, check_question(question))
+        tell("merge", 1, 1)
+        ids = [reply_ids(host, reply) for reply in replies]
+        host.check_context(asked.prompt.embeddings.shape[1] + max(map(len, ids)) - 1)
+        scored = host.score(asked.prompt, asked.session(), ids)
+        tell("options", 1, 1)
+        asked.add("prefill", scored.prefill_seconds)
+        asked.add("decode", scored.score_seconds)
+        return OptionScores(
+            question=asked.question,
+            options=replies,
+            logprobs=tuple(float(each.double().sum()) for each in scored.logprobs),
+            lengths=tuple(map(len, ids)),
+            normalise=normalise,
+            notice=host.notice(asked.question, self.metadata),
+            report=asked.report(scored.trace, branches=True),
+            tokens=asked.tokens,
+            token_logprobs=tuple(scored.logprobs),
         )
-
-    def _rank(self, run: Run, question: str) -> None:
-        """Score the frames by the question, and the events by their frames."""
-        stages, host = self.pipeline.stages, self.pipeline.host
-        words: Tensor = host.model.get_input_embeddings().weight
-        run.relevance = stages.relevance.score(
-            RelevanceView(
-                tokens=self.tokens,
-                text=question,
-                question=run.question if run.question is not None else words[:0],
-                vocabulary_mean=words.float().mean(dim=0),
-                observed=self.observed,
-            )
-        )
-        run.events = (
-            stages.segment[0].rank(self.events, run.relevance)
-            if stages.segment
-            else self.events.ranked(run.relevance, 1)
-        )
-
-    def _report(
-        self,
-        tokens: VisualTokens,
-        trace: Trace,
-        rows: int,
-        costs: dict[str, Cost],
-        seconds: dict[str, float],
-        choices: list[Choice],
-    ) -> Report:
-        host, pipe = self.pipeline.host, self.pipeline
-        shape, sampled = host.decoder_shape, len(tokens.owner)
-        alive = torch.arange(len(tokens), device=tokens.features.device)
-        for layer in sorted(trace.kept):
-            if layer < shape.layers - 1:
-                alive = trace.kept[layer]
-        calls = [decoder_cost(shape, q, k) for q, k in zip(trace.queries, trace.keys, strict=True)]
-        head = lm_head_cost(len(calls), shape.width, host.vocabulary)
-        costs |= {
-            "prefill": calls[0],
-            "decode": sum(calls[1:], Cost()),
-            "lm_head": head,
-            "overhead": Cost(attention=trace.counted.total),
-        }
-        dense_rows = rows - len(tokens) + sampled
-        dense = host.dense_encode_cost(tokens.frames) + head
-        for step in range(len(calls)):
-            keys = dense_rows + step
-            dense = dense + decoder_cost(shape, [dense_rows if step == 0 else 1] * shape.layers, [keys] * shape.layers)
-        number = torch.finfo(host.dtype).bits // 8
-        return Report(
-            tokens={
-                "sampled": sampled,
-                "encoded": self.encoded_count,
-                "merged": tokens.count,
-                "last_layer": int((tokens.weight[alive] > 0).sum()),
-            },
-            tokens_by_layer=trace.visual_rows,
-            kv={
-                "entries": trace.entries,
-                "bytes": kv_bytes(trace.entries, shape, number),
-                "dense_bytes": kv_bytes([dense_rows + len(calls) - 1] * shape.layers, shape, number),
-            },
-            flops=costs,
-            dense=dense,
-            seconds=seconds,
-            peak_bytes=peak_memory(),
-            choices=[*pipe.choices, *self.choices, *choices],
-        )
-
-
-def check_question(question: str) -> str:
-    """The question without surrounding blanks; an empty one is refused."""
-    if not isinstance(question, str) or not question.strip():
-        raise UsageError(
-            'the question is empty; ask something, for example "What happens after the red circle appears?"'
-        )
-    return question.strip()
-
-
-def _evidence(tokens: VisualTokens, trace: Trace) -> list[dict[str, float]]:
-    """The frames that the answer attended to most; weights are shares of the attention on all visual tokens."""
-    if trace.evidence is None or not len(tokens):
-        return []
-    weight = torch.zeros(tokens.frames, device=trace.evidence.device).index_add_(0, tokens.frame, trace.evidence)
-    total = float(weight.sum())
-    if not total:
-        return []
-    best = torch.argsort(weight, descending=True, stable=True)[:EVIDENCE_FRAMES]
-    return [
-        {"seconds": round(float(tokens.frame_seconds[frame]), 3), "weight": round(float(weight[frame]) / total, 4)}
-        for frame in best.tolist()
-        if weight[frame] > 0
-    ]
-
-
-def silent(stage: str, done: int, total: int | None) -> None:
-    """Progress that nobody wants to see."""

@@ -14,7 +14,9 @@ from videoprune.run import Run
 from videoprune.tokens import VisualTokens
 
 FIRST = 255.0  # score of a token that nothing stands before: above every distance, as in the public code
+SCORE = "evs"  # where `arrive` leaves it
 ROWS_AT_ONCE = 32768  # tokens in float32 at a time
+Carried = tuple[Tensor, Tensor]
 
 
 def dissimilarity(features: Tensor, frame: Tensor, place: Tensor) -> Tensor:
@@ -39,6 +41,11 @@ def dissimilarity(features: Tensor, frame: Tensor, place: Tensor) -> Tensor:
     return score
 
 
+def _place(tokens: VisualTokens) -> Tensor:
+    """(T,) number of each token's cell on its frame's grid."""
+    return tokens.cell[:, 0] * tokens.grid[1] + tokens.cell[:, 1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EVS(MergeMethod):
     """Keeps the tokens that changed most, wherever in the film they are; the first frame comes before all others.
@@ -49,16 +56,33 @@ class EVS(MergeMethod):
 
     paper = "arXiv 2510.14624"
     scope = "video"
+    ranked = True
     needs_question = False
     fixed_count = True
     attention = "none"
 
     keep: float | int | None = 0.25
 
+    def arrive(self, tokens: VisualTokens, carried: Carried | None) -> tuple[VisualTokens, Carried]:
+        """Score a chunk against itself and the latest token of every place before it, (P, D) and (P,), which it carries on."""
+        rows = (tokens.weight > 0).nonzero()[:, 0]
+        features, place, frame = tokens.features[rows], _place(tokens)[rows], tokens.frame[rows] + 1
+        if carried is not None:
+            features, place = torch.cat((carried[0], features)), torch.cat((carried[1], place))
+            frame = torch.cat((torch.zeros_like(carried[1]), frame))
+        score = torch.zeros(len(tokens), device=features.device)
+        score[rows] = dissimilarity(features, frame, place)[len(place) - len(rows) :]
+        number = torch.arange(len(place), device=place.device)
+        latest = torch.full((tokens.per_frame,), -1, device=place.device).scatter_reduce(0, place, number, "amax")
+        latest = latest[latest >= 0]
+        return tokens.with_scores(**{SCORE: score}), (features[latest], place[latest])
+
     def __call__(self, tokens: VisualTokens, run: Run) -> VisualTokens:
         rows = (tokens.weight > 0).nonzero()[:, 0]
-        cell = tokens.cell[rows]
-        score = dissimilarity(tokens.features[rows], tokens.frame[rows], cell[:, 0] * tokens.grid[1] + cell[:, 1])
+        if SCORE in tokens.scores:
+            score = tokens.scores[SCORE][rows]
+        else:
+            score = dissimilarity(tokens.features[rows], tokens.frame[rows], _place(tokens)[rows])
         stays = tokens.weight == 0
         stays[rows[keep_best(score, self.count(len(rows)))]] = True
         tokens = tokens.keep(stays.nonzero()[:, 0])

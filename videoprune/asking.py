@@ -1,0 +1,192 @@
+"""One question on a watched film, step by step: merge by the question, build the prompt, open a session, give account."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from videoprune.answer import Answer, Choice, Progress
+from videoprune.method import RelevanceView
+from videoprune.models.cache import Past
+from videoprune.models.generation import Generation
+from videoprune.models.host import Prompt
+from videoprune.models.session import Session, Trace
+from videoprune.models.turns import conversation
+from videoprune.ops.counting import CountedFlops
+from videoprune.report.account import account, evidence
+from videoprune.report.flops import Cost
+from videoprune.report.report import Report, Stopwatch
+from videoprune.run import Run
+from videoprune.stages import merge
+from videoprune.tokens import VisualTokens
+
+if TYPE_CHECKING:
+    from videoprune.watched import Video
+
+
+@dataclass(eq=False)
+class Asked:
+    """One question, ready for the language model.
+
+    Attributes:
+        video: the film.
+        question: what was asked.
+        run: what the stages see.
+        tokens: visual tokens as they enter the language model.
+        prompt: the text around them.
+        costs, seconds: of the stages so far.
+        choices: automatic choices beside the film's and the pipeline's.
+    """
+
+    video: Video
+    question: str
+    run: Run
+    tokens: VisualTokens
+    prompt: Prompt
+    costs: dict[str, Cost]
+    seconds: dict[str, float]
+    choices: list[Choice]
+
+    def session(self, past: Past | None = None, trace: Trace | None = None) -> Session:
+        """A session of its own, with fresh states; the prefill methods have acted already where a `past` is given."""
+        pipe = self.video.pipeline
+        depth = pipe.host.decoder_shape.layers
+        # started in any case: decode methods read what prefill methods publish
+        prefill = [method.start(self.run, depth) for method in pipe.stages.prefill]
+        return Session(
+            visual=self.prompt.visual,
+            tokens=self.tokens,
+            prefill=prefill if past is None else (),
+            decode=[method.start(self.run, depth) for method in pipe.stages.decode],
+            evidence_layers=frozenset(range(depth // 3, max(2 * depth // 3, depth // 3 + 1))),
+            past=past,
+            trace=trace or Trace(),
+        )
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Book time on a stage."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+    def report(self, trace: Trace, *, continued: int = 0, branches: bool = False) -> Report:
+        """The account of what the trace says was done."""
+        pipe = self.video.pipeline
+        return account(
+            pipe.host,
+            self.tokens,
+            trace,
+            rows=self.prompt.embeddings.shape[1],
+            dense_rows=self.prompt.dense_rows,
+            encoded=self.video.encoded_count,
+            costs=self.costs,
+            seconds=self.seconds,
+            choices=[*pipe.choices, *self.video.choices, *self.choices],
+            continued=continued,
+            branches=branches,
+        )
+
+    def answer(self, generation: Generation, *, continued: int = 0) -> Answer:
+        """The answer with its account."""
+        self.add("prefill", generation.prefill_seconds)
+        self.add("decode", generation.decode_seconds)
+        return Answer(
+            question=self.question,
+            text=generation.text,
+            notice=self.video.pipeline.host.notice(self.question, self.video.metadata),
+            evidence=evidence(self.tokens, generation.trace),
+            report=self.report(generation.trace, continued=continued),
+            tokens=self.tokens,
+            ids=generation.ids,
+            logits=generation.logits,
+            trace=generation.trace,
+            run=self.run,
+        )
+
+
+def prepare(video: Video, question: str, history: Sequence[tuple[str, Sequence[int]]] = ()) -> Asked:
+    """Run what depends on the question before the language model: relevance, question-aware merges, the prompt.
+
+    Args:
+        video: the film.
+        question: what is asked.
+        history: earlier questions of the conversation as the model read them, with the token ids of their answers.
+
+    Raises:
+        UsageError: control tokens in the question, or more tokens than the model's context.
+    """
+    pipe, stopwatch = video.pipeline, Stopwatch()
+    host, stages = pipe.host, pipe.stages
+    run = Run(video.events, question=host.embed(host.question_ids(question)), seed=pipe.seed)
+    with stopwatch("relevance"), CountedFlops() as scoring:
+        if stages.need_relevance:
+            _rank(video, run, question)
+    with stopwatch("merge"), CountedFlops() as merging:
+        tokens = merge(video.tokens, run, stages.aware, host)
+    prompt, choices = conversation(host, history, host.phrase(question), tokens)
+    costs: Mapping[str, Cost] = video.costs
+    asked = Asked(
+        video=video,
+        question=question,
+        run=run,
+        tokens=tokens,
+        prompt=prompt,
+        costs={**costs, "relevance": Cost(linear=scoring.total), "merge": costs["merge"] + Cost(linear=merging.total)},
+        seconds=dict(video.seconds),
+        choices=list(choices),
+    )
+    for stage, spent in stopwatch.seconds.items():
+        asked.add(stage, spent)
+    return asked
+
+
+def ask_together(video: Video, questions: Sequence[str], tell: Progress, logits: bool = False) -> list[Answer]:
+    """Answers to several questions under stages that look at none: the film is read once, each question continues it."""
+    host, recipe = video.pipeline.host, video.pipeline.recipe
+    prepared = [prepare(video, question) for question in questions]
+    tell("merge", 1, 1)
+    first = prepared[0]
+    rows = first.prompt.visual.stop
+    shared = [each for each in prepared if each is first or _same_start(each.prompt, first.prompt, rows)]
+    reading = first.session()
+    past, seconds = host.read(first.prompt, reading, rows)
+    answers = []
+    for number, each in enumerate(prepared, 1):
+        session = each.session(past, reading.trace.branch()) if each in shared else each.session()
+        if each in shared:
+            each.add("prefill", seconds)
+            reason = f"no stage looks at the question; the film was read once for {len(shared)} questions"
+            each.choices.append({"name": "prompt", "value": "shared", "reason": reason})
+        else:
+            reason = "its positions were renumbered to fit the context"
+            each.choices.append({"name": "prompt", "value": "one by one", "reason": reason})
+        generation = host.generate(each.prompt, session, recipe.max_new_tokens, logits=logits)
+        tell("answer", number, len(prepared))
+        answers.append(each.answer(generation))
+    return answers
+
+
+def _same_start(one: Prompt, other: Prompt, rows: int) -> bool:
+    """Whether two prompts begin with the same rows at the same positions."""
+    alike = torch.equal(one.position_ids[..., :rows], other.position_ids[..., :rows])
+    return alike and torch.equal(one.embeddings[:, :rows], other.embeddings[:, :rows])
+
+
+def _rank(video: Video, run: Run, question: str) -> None:
+    """Score the frames by the question, and the events by their frames."""
+    stages, host = video.pipeline.stages, video.pipeline.host
+    words: Tensor = host.model.get_input_embeddings().weight
+    run.relevance = stages.relevance.score(
+        RelevanceView(
+            tokens=video.tokens,
+            text=question,
+            question=run.question if run.question is not None else words[:0],
+            vocabulary_mean=words.float().mean(dim=0),
+            observed=video.observed,
+        )
+    )
+    run.events = (
+        stages.segment[0].rank(video.events, run.relevance) if stages.segment else video.events.ranked(run.relevance, 1)
+    )

@@ -1,0 +1,121 @@
+"""Watching: decode → encode → store, a chunk of frames at a time, decoding in a thread beside the model.
+
+A `Watcher` is one pipeline's side of it, so that several pipelines can watch one decoding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from videoprune.answer import Progress, silent
+from videoprune.ops.counting import CountedFlops
+from videoprune.report.flops import Cost
+from videoprune.report.report import Stopwatch
+from videoprune.run import Events
+from videoprune.store import Store
+from videoprune.video import Film, FilmInfo, FrameRule, Frames, prefetch
+from videoprune.watched import Video
+
+if TYPE_CHECKING:
+    from videoprune.pipeline import Pipeline
+
+CHUNK = 32  # frames decoded and encoded at a time; rounded up to whole windows of the encode methods
+AHEAD = 1  # decoded chunks that wait for the model
+
+
+def open_film(film: str | os.PathLike[str], rule: FrameRule, pipes: Sequence[Pipeline]) -> Film:
+    """A film opened so that its chunks have whole windows for the encode methods of every pipeline."""
+    window = math.lcm(*(method.window for pipe in pipes for method in pipe.stages.encode))
+    return Film(film, rule, decoder=pipes[0].decoder, chunk=-(-CHUNK // window) * window, window=window)
+
+
+def decoded(film: Film, stopwatch: Stopwatch) -> Iterator[Frames]:
+    """The chunks of a film, decoded in a thread; `decode_film` is the time that the model waits for it."""
+    chunks = prefetch(film, AHEAD)
+    while True:
+        with stopwatch("decode_film"):
+            batch = next(chunks, None)
+        if batch is None:
+            return
+        yield batch
+
+
+class Watcher:
+    """One pipeline that watches one film: `add` each chunk, then `finish`.
+
+    Args:
+        total: frames to expect, None where unknown.
+        progress: called with (stage, done, total).
+    """
+
+    def __init__(
+        self,
+        pipe: Pipeline,
+        film: str | os.PathLike[str],
+        rule: FrameRule,
+        total: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.pipe, self.film, self.rule, self.total, self.tell = pipe, os.fspath(film), rule, total, progress or silent
+        stages = pipe.stages
+        self.stopwatch = Stopwatch()
+        self.store = Store(stages.blind, stages.segment, pipe.host, pipe.recipe.watch.at_most, pipe.seed)
+        self.done = 0
+        self._observed: list[Tensor] = []
+        self._encoding = Cost()
+        self._merging = CountedFlops()
+
+    def add(self, batch: Frames) -> None:
+        """Encode and store a chunk."""
+        stages = self.pipe.stages
+        with self.stopwatch("encode"):
+            encoded = self.pipe.host.encode(batch.images, batch.seconds, self.done, stages.encode)
+            self._encoding = self._encoding + encoded.cost
+        with self.stopwatch("merge"), self._merging:
+            self.store.add(encoded.tokens)
+        if stages.need_relevance:
+            with self.stopwatch("relevance"):
+                seen = stages.relevance.observe(batch.images)
+                if seen is not None:
+                    self._observed.append(seen)
+        self.done += len(batch)
+        self.tell("encode", self.done, self.total)
+
+    def finish(self, info: FilmInfo, warnings: Sequence[str]) -> Video:
+        """Segment and merge what was stored."""
+        stages = self.pipe.stages
+        with self.stopwatch("segment"), CountedFlops() as segmenting:
+            features = torch.cat(self.store.features)
+            events = stages.segment[0](features) if stages.segment else Events.single(len(features))
+            events = dataclasses.replace(events, frame_event=events.frame_event.to(features.device))
+        with self.stopwatch("merge"), self._merging:
+            tokens = self.store.finish(events)
+        self.tell("watch", 1, 1)
+        return Video(
+            pipeline=self.pipe,
+            film=self.film,
+            tokens=tokens,
+            events=events,
+            observed=torch.cat(self._observed) if self._observed else None,
+            encoded_count=self.store.encoded,
+            seconds=self.stopwatch.seconds,
+            costs={
+                "encode": self._encoding,
+                "segment": Cost(linear=segmenting.total),
+                "merge": Cost(linear=self._merging.total),
+            },
+            warnings=list(warnings),
+            metadata=dict(info.metadata),
+            choices=[
+                *({"name": "video", "value": info.decoder, "reason": choice} for choice in info.choices),
+                *self.store.choices,
+            ],
+            rule=self.rule,
+        )
