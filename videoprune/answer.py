@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from videoprune.errors import UsageError
@@ -42,6 +43,14 @@ class Answer:
     logits: Tensor | None = None
     trace: Trace = field(default_factory=Trace)
     run: Run | None = None
+
+    @property
+    def alive(self) -> Tensor:
+        """(A,) int64 rows of `tokens` that the last decoder layer still saw."""
+        cuts = [layer for layer in self.trace.kept if layer < len(self.trace.visual_rows) - 1]
+        if not cuts:
+            return torch.arange(len(self.tokens), device=self.tokens.features.device)
+        return self.trace.kept[max(cuts)]
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints for one answer."""

@@ -145,26 +145,25 @@ def prepare(video: Video, question: str, history: Sequence[tuple[str, Sequence[i
 def ask_together(video: Video, questions: Sequence[str], tell: Progress, logits: bool = False) -> list[Answer]:
     """Answers to several questions under stages that look at none: the film is read once, each question continues it."""
     host, recipe = video.pipeline.host, video.pipeline.recipe
-    prepared = [prepare(video, question) for question in questions]
+    first = prepare(video, questions[0])
     tell("merge", 1, 1)
-    first = prepared[0]
-    rows = first.prompt.visual.stop
-    shared = [each for each in prepared if each is first or _same_start(each.prompt, first.prompt, rows)]
-    reading = first.session()
+    rows, reading = first.prompt.visual.stop, first.session()
     past, seconds = host.read(first.prompt, reading, rows)
-    answers = []
-    for number, each in enumerate(prepared, 1):
-        session = each.session(past, reading.trace.branch()) if each in shared else each.session()
-        if each in shared:
-            each.add("prefill", seconds)
-            reason = f"no stage looks at the question; the film was read once for {len(shared)} questions"
-            each.choices.append({"name": "prompt", "value": "shared", "reason": reason})
+    answers: list[Answer] = []
+    for number, question in enumerate(questions, 1):
+        asked = prepare(video, question) if answers else first
+        if _same_start(asked.prompt, first.prompt, rows):
+            session = asked.session(past, reading.trace.branch())
+            asked.add("prefill", seconds)
+            reason = f"no stage looks at the question; the film was read once for {len(questions)} questions"
+            asked.choices.append({"name": "prompt", "value": "shared", "reason": reason})
         else:
-            reason = "its positions were renumbered to fit the context"
-            each.choices.append({"name": "prompt", "value": "one by one", "reason": reason})
-        generation = host.generate(each.prompt, session, recipe.max_new_tokens, logits=logits)
-        tell("answer", number, len(prepared))
-        answers.append(each.answer(generation))
+            session = asked.session()
+            reason = "positions were renumbered to fit the context, for some questions and not for others"
+            asked.choices.append({"name": "prompt", "value": "one by one", "reason": reason})
+        generation = host.generate(asked.prompt, session, recipe.max_new_tokens, logits=logits)
+        tell("answer", number, len(questions))
+        answers.append(asked.answer(generation))
     return answers
 
 
@@ -174,19 +173,24 @@ def _same_start(one: Prompt, other: Prompt, rows: int) -> bool:
     return alike and torch.equal(one.embeddings[:, :rows], other.embeddings[:, :rows])
 
 
-def _rank(video: Video, run: Run, question: str) -> None:
-    """Score the frames by the question, and the events by their frames."""
-    stages, host = video.pipeline.stages, video.pipeline.host
-    words: Tensor = host.model.get_input_embeddings().weight
-    run.relevance = stages.relevance.score(
+def relevance(video: Video, question: str) -> Tensor:
+    """(F,) how much each frame has to do with the question, by the recipe's scorer."""
+    host = video.pipeline.host
+    return video.pipeline.stages.relevance.score(
         RelevanceView(
             tokens=video.tokens,
             text=question,
-            question=run.question if run.question is not None else words[:0],
-            vocabulary_mean=words.float().mean(dim=0),
+            question=host.embed(host.question_ids(question)),
+            vocabulary_mean=host.model.get_input_embeddings().weight.float().mean(dim=0),
             observed=video.observed,
         )
     )
+
+
+def _rank(video: Video, run: Run, question: str) -> None:
+    """Score the frames by the question, and the events by their frames."""
+    stages = video.pipeline.stages
+    run.relevance = relevance(video, question)
     run.events = (
         stages.segment[0].rank(video.events, run.relevance) if stages.segment else video.events.ranked(run.relevance, 1)
     )

@@ -34,9 +34,14 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def as_json(data: Any) -> str:
+    """One JSON value as text."""
+    return jsonlib.dumps(data, indent=2, ensure_ascii=False)
+
+
 def print_json(data: Any) -> None:
     """One JSON value on stdout."""
-    print(jsonlib.dumps(data, indent=2, ensure_ascii=False))
+    print(as_json(data))
 
 
 def columns(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -191,7 +196,7 @@ def comparison(question: str, pruned: dict[str, Any], dense: dict[str, Any], nam
     return table
 
 
-# -------------------------------------------------------------------------------------------------------- demo, doctor
+# -------------------------------------------------------------------------------------------------------- demo
 
 
 def demo_material(count: int) -> tuple[Path, list[dict[str, Any]]]:
@@ -212,62 +217,6 @@ def demo_material(count: int) -> tuple[Path, list[dict[str, Any]]]:
         seen[kind] = seen.get(kind, -1) + 1
         ranked.append((seen[kind], row))
     return film, [row for _, row in sorted(ranked, key=lambda pair: pair[0])][:count]
-
-
-def examine() -> dict[str, Any]:
-    """What `videoprune doctor` says; `ready` tells whether the demo can run here."""
-    import importlib.metadata
-    import importlib.util
-    import platform
-
-    from videoprune.demo import weights_path
-
-    versions: dict[str, str] = {"python": platform.python_version()}
-    problems: list[str] = []
-    for package in ("torch", "transformers", "av", "numpy"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-            problems.append(f"{package} is not installed; pip install {package}")
-    facts: dict[str, Any] = {"versions": versions}
-    try:
-        from videoprune.models.load import choose_device, choose_dtype
-        from videoprune.video import available_decoders
-
-        facts["decoders"] = available_decoders()
-        device, why = choose_device("auto")
-        facts["choices"] = [why, choose_dtype("auto", device)[1]]
-    except (ImportError, OSError, RuntimeError) as error:
-        problems.append(f"{type(error).__name__}: {error}")
-    flash = importlib.util.find_spec("flash_attn") is not None
-    facts["attention"] = {
-        "sdpa": "ok, the default",
-        "flash_attention_2": "ok" if flash else "flash-attn is not installed",
-    }
-    weights = weights_path() / "model.safetensors"
-    facts["demo"] = {"model": str(weights) if weights.is_file() else "missing"}
-    if not weights.is_file():
-        problems.append("the demo model is missing; install videoprune again")
-    try:
-        facts["demo"]["film"] = str(demo_material(1)[0])
-    except (EnvironmentProblem, OSError, ValueError) as error:
-        facts["demo"]["film"] = "missing"
-        problems.append(str(error))
-    return {**facts, "problems": problems, "ready": not problems}
-
-
-def examined(facts: dict[str, Any]) -> str:
-    """The same as a table."""
-    rows = [("version", name, version) for name, version in facts["versions"].items()]
-    rows += [("decoder", name, state) for name, state in facts.get("decoders", {}).items()]
-    rows += [
-        ("would use", choice["name"], f"{choice['value']}: {choice['reason']}") for choice in facts.get("choices", [])
-    ]
-    rows += [("attention", name, state) for name, state in facts["attention"].items()]
-    rows += [("demo", name, state) for name, state in facts["demo"].items()]
-    rows += [("problem", "", problem) for problem in facts["problems"]]
-    return columns(("WHAT", "NAME", "IS"), [*rows, ("ready", "", "yes" if facts["ready"] else "no")])
 
 
 # ------------------------------------------------------------------------------------------------------------- ending

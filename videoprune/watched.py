@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from videoprune.answer import Answer, Choice, OptionScores, Progress, check_options, check_question, silent
-from videoprune.asking import ask_together, prepare
+from videoprune.asking import ask_together, prepare, relevance
 from videoprune.chat import Chat
-from videoprune.models.generation import reply_ids
+from videoprune.models.generation import check_text, reply_ids
 from videoprune.report.flops import Cost
 from videoprune.run import Events
 from videoprune.tokens import VisualTokens
@@ -69,6 +69,11 @@ class Video:
         return {stage: cost.to_dict() for stage, cost in self.costs.items()} | {"total": total.to_dict()}
 
     @torch.no_grad()
+    def relevance(self, question: str) -> Tensor:
+        """(F,) float32: how much each frame has to do with a question, by the recipe's scorer."""
+        return relevance(self, check_question(question))
+
+    @torch.no_grad()
     def ask(self, question: str, *, progress: Progress | None = None, logits: bool = False) -> Answer:
         """Answer one question from the stored tokens.
 
@@ -99,9 +104,11 @@ class Video:
         shared is in every report, as the encoding is.
 
         Raises:
-            UsageError: as `ask`, for any of the questions and before the first is answered where it can be told.
+            UsageError: as `ask`; an empty question or control tokens in one before the first is answered.
         """
         tell, asked = progress or silent, [check_question(question) for question in questions]
+        for question in asked:
+            check_text(self.pipeline.host.tokenizer, question, "question")
         looks = self.pipeline.stages.needs_question()
         if len(asked) < 2:
             return [self.ask(question, progress=progress, logits=logits) for question in asked]

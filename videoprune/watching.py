@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from videoprune.answer import Progress, silent
+from videoprune.models.host import Encoded, Sampling
 from videoprune.ops.counting import CountedFlops
 from videoprune.report.flops import Cost
 from videoprune.report.report import Stopwatch
 from videoprune.run import Events
 from videoprune.store import Store
-from videoprune.video import Film, FilmInfo, FrameRule, Frames, prefetch
+from videoprune.video import Film, FilmInfo, FrameRule, Frames, prefetch, targets
 from videoprune.watched import Video
 
 if TYPE_CHECKING:
@@ -32,8 +33,16 @@ AHEAD = 1  # decoded chunks that wait for the model
 
 def open_film(film: str | os.PathLike[str], rule: FrameRule, pipes: Sequence[Pipeline]) -> Film:
     """A film opened so that its chunks have whole windows for the encode methods of every pipeline."""
-    window = math.lcm(*(method.window for pipe in pipes for method in pipe.stages.encode))
+    window = math.lcm(*(pipe.host.pair * method.window for pipe in pipes for method in pipe.stages.encode))
+    window = math.lcm(window, *(pipe.host.pair for pipe in pipes))
     return Film(film, rule, decoder=pipes[0].decoder, chunk=-(-CHUNK // window) * window, window=window)
+
+
+def spacing(info: FilmInfo, rule: FrameRule) -> float | None:
+    """Seconds from one frame to the next that a rule asks for, None where they will not be evenly spread."""
+    seconds = targets(info, rule)
+    repeated = rule.keyframes or (info.frames is not None and info.frames < len(seconds))
+    return None if repeated or len(seconds) < 2 else float(seconds[1] - seconds[0])
 
 
 def decoded(film: Film, stopwatch: Stopwatch) -> Iterator[Frames]:
@@ -47,12 +56,18 @@ def decoded(film: Film, stopwatch: Stopwatch) -> Iterator[Frames]:
         yield batch
 
 
+def per_step(seen: Tensor, pair: int) -> Tensor:
+    """(F, C) of sampled frames -> the mean of each `pair`, an odd last one alone: what a frame of the ledger shows."""
+    return seen if pair == 1 else torch.stack([part.mean(dim=0) for part in seen.split(pair)])
+
+
 class Watcher:
     """One pipeline that watches one film: `add` each chunk, then `finish`.
 
     Args:
         total: frames to expect, None where unknown.
         progress: called with (stage, done, total).
+        interval: seconds from one frame to the next, as `spacing` tells.
     """
 
     def __init__(
@@ -62,11 +77,13 @@ class Watcher:
         rule: FrameRule,
         total: int | None = None,
         progress: Progress | None = None,
+        interval: float | None = None,
     ) -> None:
         self.pipe, self.film, self.rule, self.total, self.tell = pipe, os.fspath(film), rule, total, progress or silent
         stages = pipe.stages
         self.stopwatch = Stopwatch()
         self.store = Store(stages.blind, stages.segment, pipe.host, pipe.recipe.watch.at_most, pipe.seed)
+        self.sampling = None if total is None else Sampling(total, interval)
         self.done = 0
         self._observed: list[Tensor] = []
         self._encoding = Cost()
@@ -74,17 +91,23 @@ class Watcher:
 
     def add(self, batch: Frames) -> None:
         """Encode and store a chunk."""
-        stages = self.pipe.stages
         with self.stopwatch("encode"):
-            encoded = self.pipe.host.encode(batch.images, batch.seconds, self.done, stages.encode)
-            self._encoding = self._encoding + encoded.cost
+            encoded = self.pipe.host.encode(
+                batch.images, batch.seconds, self.done, self.pipe.stages.encode, self.sampling
+            )
+        self.take(batch, encoded)
+
+    def take(self, batch: Frames, encoded: Encoded) -> None:
+        """Store a chunk that was encoded already: pipelines with the same encode stage can share one encoding."""
+        stages = self.pipe.stages
+        self._encoding = self._encoding + encoded.cost
         with self.stopwatch("merge"), self._merging:
             self.store.add(encoded.tokens)
         if stages.need_relevance:
             with self.stopwatch("relevance"):
                 seen = stages.relevance.observe(batch.images)
                 if seen is not None:
-                    self._observed.append(seen)
+                    self._observed.append(per_step(seen, self.pipe.host.pair))
         self.done += len(batch)
         self.tell("encode", self.done, self.total)
 
@@ -97,6 +120,8 @@ class Watcher:
             events = dataclasses.replace(events, frame_event=events.frame_event.to(features.device))
         with self.stopwatch("merge"), self._merging:
             tokens = self.store.finish(events)
+        if self.done != self.total:  # frames are missing: what is left is not evenly spread
+            tokens = dataclasses.replace(tokens, interval=None)
         self.tell("watch", 1, 1)
         return Video(
             pipeline=self.pipe,

@@ -1,0 +1,1 @@
+"""What the `videoprune bench` commands measure: one file a kind of measurement."""

@@ -1,0 +1,206 @@
+"""What the rows of `bench accuracy` say: shares with intervals, paired differences to dense, and the page that shows them."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from videoprune.bench.films import KINDS, MACRO
+from videoprune.errors import EnvironmentProblem
+from videoprune.report.intervals import macro_interval, wilson
+
+Row = Mapping[str, Any]
+SHORT = {"direction": "direct.", "sub_scene": "scene F1", "list": "list F1", "colour": "colour"}
+
+
+def summarise(rows: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]:
+    """One record a length, form and setting.
+
+    Args:
+        rows: of `accuracy.run`.
+        order: names of the settings, as they are shown.
+
+    Returns:
+        Records with `frames`, `form`, `setting`, `n`, `kinds` {kind: {n, score, low, high}}, `macro` and `difference` to dense
+        ({mean, low, high} over the kinds of MACRO, in points), and for open answers the means of `tokens` (shares of
+        sampled), `kv`, `flops` (shares of dense), `seconds` a question and film, `evidence` and `recall`.
+    """
+    groups: dict[tuple[int, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row["frames"], row["form"], row["setting"]].append(row)
+    records = []
+    for frames, form, setting in sorted(groups, key=lambda g: (g[0], g[1] != "open", g[1], order.index(g[2]))):
+        own, dense = groups[frames, form, setting], groups.get((frames, form, "dense"), [])
+        kinds = {}
+        for kind in KINDS:
+            scores = [row["score"] for row in own if row["kind"] == kind]
+            if scores:
+                low, high = wilson(sum(scores), len(scores))
+                kinds[kind] = {"n": len(scores), "score": float(np.mean(scores)), "low": low, "high": high}
+        record = {"frames": frames, "form": form, "setting": setting, "n": len(own), "kinds": kinds}
+        record["macro"] = _interval(_by_film(own))
+        record["difference"] = _interval(_paired(own, dense)) if setting != "dense" and dense else None
+        if form == "open":
+            record |= _costs(own)
+        records.append(record)
+    return records
+
+
+def _interval(groups: Sequence[Sequence[tuple[str, float]]]) -> dict[str, float]:
+    mean, low, high = macro_interval(groups)
+    return {"mean": mean, "low": low, "high": high}
+
+
+def _by_film(rows: Sequence[Row]) -> list[list[tuple[str, float]]]:
+    films: dict[int, list[tuple[str, float]]] = defaultdict(list)
+    for row in rows:
+        if row["kind"] in MACRO:
+            films[row["seed"]].append((row["kind"], row["score"]))
+    return list(films.values())
+
+
+def _paired(rows: Sequence[Row], dense: Sequence[Row]) -> list[list[tuple[str, float]]]:
+    """Differences to dense of the same question on the same film."""
+    reference = {(row["seed"], row["kind"], row["question"], row["answer"]): row["score"] for row in dense}
+    films: dict[int, list[tuple[str, float]]] = defaultdict(list)
+    for row in rows:
+        same = (row["seed"], row["kind"], row["question"], row["answer"])
+        if row["kind"] in MACRO and same in reference:
+            films[row["seed"]].append((row["kind"], row["score"] - reference[same]))
+    return list(films.values())
+
+
+def _costs(rows: Sequence[Row]) -> dict[str, Any]:
+    def mean(values: Sequence[float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    sampled = [row["tokens"]["sampled"] for row in rows]
+    shares = {
+        name: mean([row["tokens"][name] / total for row, total in zip(rows, sampled, strict=True)])
+        for name in ("encoded", "merged", "last_layer")
+    }
+    return {
+        "tokens": shares,
+        "most_merged": max(row["tokens"]["merged"] for row in rows),
+        "kv": mean([row["kv_bytes"] / row["kv_dense_bytes"] for row in rows]),
+        "flops": mean([row["flops"] / row["flops_dense"] for row in rows]),
+        "seconds": mean([sum(row["seconds"].values()) for row in rows]),
+        "evidence": mean([row["evidence"] for row in rows if row["evidence"] is not None and row["kind"] in MACRO]),
+        "recall": mean([row["recall"] for row in rows if "recall" in row]),
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------ the page
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def _span(interval: Mapping[str, float] | None, signed: bool = False) -> str:
+    if interval is None or math.isnan(interval["mean"]):
+        return "–"
+    sign = "+" if signed else ""
+    low, mean, high = (f"{100 * interval[part]:{sign}.1f}" for part in ("low", "mean", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def as_markdown(records: Sequence[Mapping[str, Any]], head: str) -> str:
+    """The page: for each length a table of open answers, then one of options and letters, then the counts."""
+    parts = [head.rstrip(), ""]
+    for frames in sorted({record["frames"] for record in records}):
+        own = [record for record in records if record["frames"] == frames]
+        for form in ("open", "options", "letters"):
+            shown = [record for record in own if record["form"] == form]
+            if shown:
+                parts += [f"## {frames} frames, {TITLES[form]}", "", _table(shown, form), ""]
+        recall = next((record.get("recall") for record in own if record["setting"] == "dense"), None)
+        if recall is not None:
+            parts += [
+                f"Relevance scorer: {percent(recall)} % of the evidence frames are among the best 20 % (chance: 20 %).",
+                "",
+            ]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+TITLES = {
+    "open": "free answers (exact match; lists by F1 of their events)",
+    "options": "four options by likelihood of their texts",
+    "letters": "four options by generated letter",
+}
+
+
+def _table(records: Sequence[Mapping[str, Any]], form: str) -> str:
+    kinds = [kind for kind in KINDS if any(kind in record["kinds"] for record in records)]
+    head = ["setting", "macro [95 %]", "− dense [95 %]", *(SHORT.get(kind, kind) for kind in kinds)]
+    costs = ("into LM %", "last layer %", "KV %", "FLOPs %", "s", "evidence %")
+    head += costs if form == "open" else ()
+    lines = []
+    for record in records:
+        cells = [record["setting"], _span(record["macro"]), _span(record["difference"], signed=True)]
+        cells += [percent(record["kinds"][kind]["score"]) if kind in record["kinds"] else "–" for kind in kinds]
+        if form == "open":
+            tokens = record["tokens"]
+            cells += [percent(tokens["merged"]), percent(tokens["last_layer"]), percent(record["kv"])]
+            cells += [percent(record["flops"]), f"{record['seconds']:.2f}", percent(record["evidence"])]
+        lines.append(cells)
+    counts = ["n", "", "", *(_counts(records, kind) for kind in kinds), *([""] * len(costs) if form == "open" else [])]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *lines, counts]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _counts(records: Sequence[Mapping[str, Any]], kind: str) -> str:
+    found = sorted({record["kinds"][kind]["n"] for record in records if kind in record["kinds"]})
+    return "–".join(str(n) for n in dict.fromkeys((found[0], found[-1])))
+
+
+# ------------------------------------------------------------------------------------------------------------ the plot
+
+
+def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Accuracy against the share of tokens, of FLOPs, and against measured seconds; one row of panels a length.
+
+    Raises:
+        EnvironmentProblem: matplotlib is missing.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise EnvironmentProblem(
+            "the plot needs matplotlib, which is not installed; pip install 'videoprune[plots]'"
+        ) from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lengths = sorted({record["frames"] for record in records})
+    axes_of = (
+        ("tokens at the last layer, % of sampled", lambda record: 100 * record["tokens"]["last_layer"]),
+        ("FLOPs, % of dense", lambda record: 100 * record["flops"]),
+        ("seconds a question, film included", lambda record: record["seconds"]),
+    )
+    figure, grid = pyplot.subplots(len(lengths), 3, figsize=(15, 4.6 * len(lengths)), squeeze=False, sharey=True)
+    for line, frames in zip(grid, lengths, strict=True):
+        shown = [r for r in records if r["frames"] == frames and r["form"] == "open"]
+        for axis, (label, value) in zip(line, axes_of, strict=True):
+            for record in shown:
+                macro = record["macro"]
+                at, height = value(record), 100 * macro["mean"]
+                known = record["setting"].split("@")[0]
+                style = {"dense": ("*", 220), "blind": ("x", 60), "random": ("s", 40), "uniform": ("D", 36)}
+                marker, size = style.get(known, ("o", 40))
+                axis.scatter([at], [height], marker=marker, s=size, zorder=3)
+                axis.vlines(at, 100 * macro["low"], 100 * macro["high"], alpha=0.4)
+                axis.annotate(record["setting"], (at, height), fontsize=7, xytext=(4, 3), textcoords="offset points")
+            axis.set_xlabel(label)
+            axis.grid(alpha=0.25)
+        line[0].set_ylabel(f"macro exact match, %, {frames} frames")
+    figure.suptitle("Generated scenes, held-out films; bars are 95 % intervals over films")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
