@@ -122,7 +122,7 @@ def kept_strip(
     for number, (picture, frame) in enumerate(zip(pictures, chosen, strict=True)):
         x = margin + number % columns * (tile_w + gap)
         y = 20 + number // columns * (tile_h + label + gap)
-        strip.paste(_tile(picture, states[frame], cell_w, cell_h), (x, y))
+        strip.paste(lit_tile(picture, states[frame], cell_w, cell_h), (x, y))
         text = clock(seconds[number], 1 if close else 0)
         middle = y + tile_h + label // 2 + 2
         _pill(strip, (x, middle - 10, x + int(draw.textlength(text, font)) + 16, middle + 10))
@@ -136,7 +136,7 @@ def kept_strip(
     return strip
 
 
-def _tile(picture: NDArray[np.uint8], state: NDArray[np.uint8], cell_w: int, cell_h: int) -> Image.Image:
+def lit_tile(picture: NDArray[np.uint8], state: NDArray[np.uint8], cell_w: int, cell_h: int) -> Image.Image:
     """One frame with its cells lit by `state` (rows, columns)."""
     rows, columns = state.shape
     size = (columns * cell_w, rows * cell_h)
@@ -186,7 +186,7 @@ def _legend(strip: Image.Image, draw: ImageDraw.ImageDraw, states: NDArray[np.ui
     wide = sum(draw.textlength(t, big) + 50 for t in (*texts, ending)) < strip.width - 2 * x
     font = big if wide else small
     for (state, name), text in zip(names, texts, strict=True):
-        strip.paste(_tile(sample, np.full((1, 1), state, dtype=np.uint8), 16, 16), (x, y - 8))
+        strip.paste(lit_tile(sample, np.full((1, 1), state, dtype=np.uint8), 16, 16), (x, y - 8))
         text = text if wide else name.split()[0]
         draw.text((x + 24, y), text, TEXT, font, anchor="lm")
         x += int(draw.textlength(text, font)) + 24 + (26 if wide else 14)
