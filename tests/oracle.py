@@ -9,18 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videoprune.models.session import Trace
+from videoprune.models.session import Trace, VisualBlock
 
 
-def visible(trace: Trace, rows: int, visual: tuple[int, int], layer: int, kv_heads: int, steps: int) -> list[Tensor]:
+def visible(trace: Trace, rows: int, visual: VisualBlock, layer: int, kv_heads: int, steps: int) -> list[Tensor]:
     """What each call may see in one layer: entry 0 the (rows,) bool of prompt rows that enter it, entry t >= 1 the
     (kv_heads, rows + steps) bool of cached positions that decoding step t attends to, its own token included."""
-    start, stop = visual
     alive = torch.ones(rows, dtype=torch.bool)
     for at in sorted(trace.kept):
         if at < layer:
-            alive[start:stop] = False
-            alive[start + trace.kept[at]] = True
+            alive[visual.rows] = False
+            alive[visual.rows[trace.kept[at]]] = True
     cached = alive.nonzero()[:, 0].expand(kv_heads, -1)
     out = [alive]
 
@@ -45,7 +44,7 @@ def oracle_logits(
     model: Any,
     embeddings: Tensor,
     position_ids: Tensor,
-    visual: tuple[int, int],
+    visual: VisualBlock,
     ids: list[int],
     trace: Trace,
     changes: Mapping[int, tuple[Tensor, Tensor]] | None = None,
@@ -58,8 +57,9 @@ def oracle_logits(
     rows, steps = embeddings.shape[1], len(ids) - 1
     generated = decoder.embed_tokens(torch.tensor([ids[:-1]], dtype=torch.int64))
     hidden = torch.cat((embeddings, generated), dim=1)
-    after = position_ids[0, -1] + 1 + torch.arange(steps)
-    cos_sin = decoder.rotary_emb(hidden, torch.cat((position_ids, after[None]), dim=1))
+    after = position_ids[..., -1:] + 1 + torch.arange(steps)
+    position = torch.cat((position_ids, after), dim=-1)
+    cos_sin = decoder.rotary_emb(hidden, position)
     heads, kv_heads = decoder.config.num_attention_heads, decoder.config.num_key_value_heads
     length = rows + steps
     implementation = decoder.config._attn_implementation
@@ -82,9 +82,16 @@ def oracle_logits(
                 past_key_values=None,
                 use_cache=False,
             )
+            if visual.deepstack is not None and number < visual.deepstack.shape[1]:
+                hidden[0, visual.rows] += visual.deepstack[:, number]
             if changes and number in changes:
                 rows_changed, states = changes[number]
-                hidden[0, visual[0] + rows_changed] = states
+                hidden[0, visual.rows[rows_changed]] = states
+            if number in trace.compacted:  # every row moves up by as many as left before it
+                later = visible(trace, rows, visual, number + 1, kv_heads, 0)[0]
+                left = torch.cat((seen[0] & ~later, torch.zeros(steps, dtype=torch.bool)))
+                position = position - (left.cumsum(0) - left.long())
+                cos_sin = decoder.rotary_emb(hidden, position)
         return model.lm_head(decoder.norm(hidden))[0, rows - 1 :]
     finally:
         decoder.set_attn_implementation(implementation)

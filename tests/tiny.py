@@ -13,9 +13,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLVisionConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
     LlavaNextVideoConfig,
     LlavaNextVideoForConditionalGeneration,
     LlavaOnevisionConfig,
@@ -74,8 +79,9 @@ VISION = {
 }
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = list(dict.fromkeys(WORDS))
+def tokenizer(special: Sequence[str] = (), more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Like Qwen2's; `special` are further control tokens, `more` further words."""
+    words = list(dict.fromkeys([*WORDS, *special, *more]))
     inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
@@ -83,7 +89,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         pad_token="<pad>",
         eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>", "<video>", "<image>"],
+        additional_special_tokens=["<|im_start|>", "<video>", "<image>", *special],
     )
 
 
@@ -226,3 +232,39 @@ def llava15(folder: Path, *, side: int = 4, seed: int = 0, select: str = "defaul
         text=text,
         vision_feature_select_strategy=select,
     )
+
+
+def llava_next(folder: Path, *, side: int = 4, seed: int = 0, **text: Any) -> Path:
+    """A LLaVA-1.6 checkpoint: 16 tokens and a newline a frame."""
+    stock, config = LlavaNextForConditionalGeneration, LlavaNextConfig
+    pinpoints = [[28 * side, 14 * side], [14 * side, 28 * side]]
+    return _vicuna_host(folder, stock, config, side=side, seed=seed, text=text, image_grid_pinpoints=pinpoints)
+
+
+def internvl(
+    folder: Path,
+    *,
+    side: int = 8,
+    seed: int = 0,
+    layers: int = 6,
+    qk_norm: bool = False,
+    qwen: Any = Qwen2Config,
+    **text: Any,
+) -> Path:
+    """An InternVL3 checkpoint: 16 tokens a frame, of 2x2 patches each; the text counts the frames."""
+    kind = "rms_norm" if qk_norm else "layer_norm"  # the 6B tower has one, the 300M tower the other
+    words = tokenizer(["<img>", "</img>", "<IMG_CONTEXT>"], [*(f"Frame{number}" for number in range(1, 33)), ":"])
+    vision = {**VISION, "image_size": [14 * side, 14 * side], "patch_size": [14, 14]}
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(**vision, use_qk_norm=qk_norm, norm_type=kind, use_mean_pooling=not qk_norm),
+        text_config=qwen(**{**TEXT, **text}, num_hidden_layers=layers),
+        image_token_id=words.convert_tokens_to_ids("<IMG_CONTEXT>"),
+        image_seq_length=(side // 2) ** 2,
+        tie_word_embeddings=False,
+    )
+    model = spread(InternVLForConditionalGeneration(config), seed)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 1
+    model.save_pretrained(folder)
+    words.save_pretrained(folder)
+    return folder

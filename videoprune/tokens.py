@@ -14,6 +14,7 @@ from torch import Tensor
 from videoprune.errors import UsageError
 
 DROPPED = -1
+AT_ONCE = 4096  # rows that are summed up at a time: a long film has millions, and a float32 copy of all would be large
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +32,14 @@ class VisualTokens:
         weight: (T,) int64, how many original tokens the row stands for; 0 for added rows (newline, summary).
         owner: (T0,) int64, for every original token (frame-major, raster inside a frame) the row that stands for it,
             or -1 where it was dropped.
-        position: (T,) int64, offset of the row in the visual block of the unpruned prompt.
+        position: (T,) int64, offset of the row in the visual block of the unpruned prompt; on an M-RoPE host (3, T): the
+            frame's number in that block, its row and its column. A host turns both into position ids.
         grid: (rows, columns) of language-model tokens in a frame; N = rows * columns.
         frame_seconds: (F,) float64, presentation time of every sampled frame, those without surviving rows included.
-        extent: positions that the visual block spans: T0 originally, T once renumbered. Text behind it starts there.
+        extent: positions that the visual block spans: T0 originally, T once renumbered; with M-RoPE the frames that it
+            spans. Text behind it starts there.
         scores: name -> (T, ...) tensors that stages leave for later ones; gathered by `keep`, the survivor's on a merge.
+        interval: seconds from a frame to the next as they were asked for, where they are evenly spread; None where unknown.
     """
 
     features: Tensor
@@ -50,6 +54,7 @@ class VisualTokens:
     frame_seconds: Tensor
     extent: int
     scores: Mapping[str, Tensor] = field(default_factory=dict)
+    interval: float | None = None
 
     # ------------------------------------------------------------------ making one
 
@@ -61,6 +66,8 @@ class VisualTokens:
         grid: tuple[int, int],
         owner: Tensor | None = None,
         scores: Mapping[str, Tensor] | None = None,
+        mrope: bool = False,
+        interval: float | None = None,
     ) -> VisualTokens:
         """Open the ledger for what a vision tower gave.
 
@@ -71,6 +78,8 @@ class VisualTokens:
             owner: (F*N,) row of `features` for each original token, -1 where the tower dropped it. A row's own place is
                 the first original token in `place` order that it owns unless `scores["place"]` names it, (T,) int64.
             scores: further per-row tensors.
+            mrope: positions are frame, row and column instead of offsets.
+            interval: seconds between frames, where known.
         """
         frames, per_frame = len(frame_seconds), grid[0] * grid[1]
         device = features.device
@@ -87,19 +96,21 @@ class VisualTokens:
                 f"owner has {len(owner)} entries, {frames} frames of {per_frame} tokens need {frames * per_frame}"
             )
         frame, inside = place // per_frame, place % per_frame
+        row, column = inside // grid[1], inside % grid[1]
         tokens = cls(
             features=features,
             frame=frame,
-            cell=torch.stack((inside // grid[1], inside % grid[1]), dim=1),
+            cell=torch.stack((row, column), dim=1),
             event=torch.full_like(frame, -1),
             seconds=frame_seconds.to(device)[frame],
             weight=torch.bincount(owner[owner >= 0], minlength=len(features)),
             owner=owner,
-            position=place,
+            position=torch.stack((frame, row, column)) if mrope else place,
             grid=grid,
             frame_seconds=frame_seconds.to(device),
-            extent=frames * per_frame,
+            extent=frames if mrope else frames * per_frame,
             scores=scores,
+            interval=interval,
         )
         return tokens.check()
 
@@ -109,10 +120,15 @@ class VisualTokens:
         if not parts:
             raise ValueError("no chunks to join: a film gives at least one frame")
         first, shifted = parts[0], []
+        if any(part.grid != first.grid for part in parts):
+            raise ValueError(f"chunks of one film have grids {sorted({part.grid for part in parts})}: one is needed")
         rows = frames = extent = 0
         for part in parts:
             owner = torch.where(part.owner >= 0, part.owner + rows, part.owner)
-            shifted.append((part.frame + frames, owner, part.position + extent))
+            position = part.position + extent
+            if position.ndim == 2:  # rows and columns are counted inside a frame
+                position = torch.cat((position[:1], part.position[1:]))
+            shifted.append((part.frame + frames, owner, position))
             rows, frames, extent = rows + len(part), frames + part.frames, extent + part.extent
         shared = set(first.scores).intersection(*(part.scores for part in parts))
         return cls(
@@ -123,11 +139,12 @@ class VisualTokens:
             seconds=torch.cat([part.seconds for part in parts]),
             weight=torch.cat([part.weight for part in parts]),
             owner=torch.cat([s[1] for s in shifted]),
-            position=torch.cat([s[2] for s in shifted]),
+            position=torch.cat([s[2] for s in shifted], dim=-1),
             grid=first.grid,
             frame_seconds=torch.cat([part.frame_seconds for part in parts]),
             extent=extent,
             scores={name: torch.cat([part.scores[name] for part in parts]) for name in sorted(shared)},
+            interval=first.interval,
         )
 
     # ------------------------------------------------------------------ reading it
@@ -155,10 +172,8 @@ class VisualTokens:
 
     @property
     def full_grid(self) -> bool:
-        """Whether every frame still has its whole grid, one row a cell, in raster order."""
-        return len(self) == len(self.owner) and bool(
-            (self.owner == torch.arange(len(self), device=self.owner.device)).all()
-        )
+        """Whether every frame still has its whole grid, one row a cell, in raster order; added rows may stand between."""
+        return torch.equal((self.weight > 0).nonzero()[:, 0], self.owner)
 
     def frame_features(self) -> Tensor:
         """(F, D): mean over a frame's original tokens of the row that stands for each; dropped ones are left out.
@@ -169,8 +184,7 @@ class VisualTokens:
         alive = self.owner >= 0
         frame, rows = per_token[alive], self.owner[alive]
         total = torch.zeros(self.frames, self.features.shape[1], dtype=torch.float32, device=self.features.device)
-        # chunks bound the memory: a long film has millions of original tokens
-        for part in torch.arange(len(rows), device=rows.device).split(65536):
+        for part in torch.arange(len(rows), device=rows.device).split(AT_ONCE):
             total.index_add_(0, frame[part], self.features[rows[part]].float())
         return total / torch.bincount(frame, minlength=self.frames).clamp(min=1)[:, None]
 
@@ -216,10 +230,11 @@ class VisualTokens:
         if features is None:
             slot = torch.full_like(into, DROPPED)
             slot[survivors] = torch.arange(len(survivors), device=into.device)
-            alive = into >= 0
+            alive = (into >= 0).nonzero()[:, 0]
             share = self.weight.clamp(min=1).to(torch.float32)
             total = torch.zeros(len(survivors), self.features.shape[1], dtype=torch.float32, device=into.device)
-            total.index_add_(0, slot[into[alive]], self.features[alive].float() * share[alive, None])
+            for part in alive.split(AT_ONCE):
+                total.index_add_(0, slot[into[part]], self.features[part].float() * share[part, None])
             mass = torch.zeros(len(survivors), dtype=torch.float32, device=into.device).index_add_(
                 0, slot[into[alive]], share[alive]
             )
@@ -248,7 +263,7 @@ class VisualTokens:
             seconds=self.seconds[survivors],
             weight=weight,
             owner=owner,
-            position=self.position[survivors],
+            position=self.position[..., survivors],
             scores={name: score[survivors] for name, score in self.scores.items()},
         )
 
@@ -292,7 +307,7 @@ class VisualTokens:
             seconds=self.seconds[order],
             weight=weight,
             owner=torch.where(self.owner >= 0, moved[self.owner], DROPPED),
-            position=self.position[order],
+            position=self.position[..., order],
             scores={name: score[order] for name, score in self.scores.items()},
         )
 
@@ -310,7 +325,10 @@ class VisualTokens:
         return replace(self, scores={**self.scores, **scores})
 
     def compacted(self) -> VisualTokens:
-        """Renumber positions 0..T-1: the `compact` policy."""
+        """Renumber positions 0..T-1: the `compact` policy; with M-RoPE the frames that have tokens, rows and columns stay."""
+        if self.position.ndim == 2:
+            shown, frame = self.position[0].unique(return_inverse=True)
+            return replace(self, position=torch.cat((frame[None], self.position[1:])), extent=len(shown))
         return replace(self, position=torch.arange(len(self), device=self.position.device), extent=len(self))
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> VisualTokens:

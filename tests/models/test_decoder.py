@@ -9,7 +9,7 @@ import torch
 from tests.oracle import oracle_logits
 from tests.tiny import longva, onevision
 from videoprune.errors import UsageError
-from videoprune.method import DecodeState, Kept, KeptKV, PrefillState
+from videoprune.layer_method import DecodeState, Kept, KeptKV, PrefillState
 from videoprune.models.decoder import compressed
 from videoprune.models.host import QUESTION, Host
 from videoprune.models.load import load_host
@@ -30,6 +30,11 @@ CASES: dict[str, tuple[list[tuple[str, dict]], list[tuple[str, dict]]]] = {
     "prefill-dart": ([("dart", {})], []),
     "prefill-topv": ([("topv", {})], []),
     "prefill-transprune": ([("transprune", {"layers": (8, 16, 24), "first": 2})], []),
+    "prefill-transprune-original": (
+        [("transprune", {"layers": (8, 16, 24), "first": 2, "positions": "original"})],
+        [],
+    ),
+    "prefill-holitom-compact": ([("holitom", {"positions": "compact"})], []),
     "prefill-entropyprune": ([("entropyprune", {})], []),
     "prefill-vflowopt": ([("vflowopt", {"keep": 0.4})], []),
     "prefill-pyramiddrop": ([("pyramiddrop", {})], []),
@@ -46,6 +51,14 @@ CASES: dict[str, tuple[list[tuple[str, dict]], list[tuple[str, dict]]]] = {
     "decode-a2sf-each-step": ([], [("a2sf", {"keep": 0.4, "variant": "decode"})]),
     "decode-random": ([], [("random", {"keep": 0.4})]),
     "decode-uniform": ([], [("uniform", {"keep": 0.4})]),
+    "chain-compact": (
+        [
+            ("metok", {"keep": 0.5, "positions": "compact"}),
+            ("random", {"keep": 0.6, "positions": "compact"}),
+            ("aim", {"keep": 0.5, "positions": "compact"}),
+        ],
+        [("metok", {}), ("a2sf", {"keep": 0.6})],
+    ),
     "chain": ([("metok", {"keep": 0.5}), ("aim", {"keep": 0.5})], [("metok", {}), ("a2sf", {"keep": 0.6})]),
 }
 
@@ -67,7 +80,7 @@ class Recorder(PrefillState):
     """Passes a method's decisions on and keeps the states that it changed."""
 
     def __init__(self, state: PrefillState) -> None:
-        self.state, self.at, self.needs = state, state.at, state.needs
+        self.state, self.at, self.needs, self.positions = state, state.at, state.needs, state.positions
         self.changes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def after(self, view) -> Kept | None:
@@ -79,7 +92,8 @@ class Recorder(PrefillState):
 
 def states(host: Host, kind: str, methods: list[tuple[str, dict]], run: Run) -> list:
     depth = host.decoder_shape.layers
-    return [find(kind, name).load()(**options).start(run, depth) for name, options in methods]
+    built = [find(kind, name).load()(**options) for name, options in methods]
+    return [method.begin(run, depth) if kind == "prefill" else method.start(run, depth) for method in built]
 
 
 def run_case(host: Host, images: np.ndarray, prefill: list, decode: list):
@@ -145,6 +159,8 @@ def test_pruned_run_equals_the_masked_oracle(case: str, host: Host, images: np.n
     assert mine.logits is not None
     torch.testing.assert_close(mine.logits, want, atol=1e-4, rtol=0)
     assert min(trace.entries) < prompt.embeddings.shape[1] + STEPS - 1  # memory is freed, not masked
+    renumbers = any(state.positions == "compact" for state in session.prefill)
+    assert bool(trace.compacted) == renumbers == ("compact" in case or case == "prefill-transprune")
 
 
 def test_two_sessions_in_turn_leave_no_trace(host: Host, images: np.ndarray) -> None:

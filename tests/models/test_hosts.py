@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen3Config
 
+from tests.films import write
+from tests.models.hosts import MAKERS, stock_answer, stock_features
 from tests.oracle import oracle_logits
-from tests.tiny import llava15, llava_next_video, longva, onevision, vicuna_tokenizer, video_llava
-from videoprune.demo.film import make_film
+from tests.tiny import internvl, llava15, llava_next_video, vicuna_tokenizer, video_llava
 from videoprune.errors import EnvironmentProblem, UsageError
 from videoprune.models.host import QUESTION, Host
 from videoprune.models.load import FAMILIES, load_host, recognise
 from videoprune.models.session import Session
-from videoprune.models.video_llava import VideoLlava
 from videoprune.pipeline import Pipeline
-from videoprune.recipe import Recipe
 from videoprune.registry import find
+from videoprune.run import Events, Run
 
 ASKED = "what happens after the red circle ?"
 STEPS = 6
-MAKERS: dict[str, Callable[..., Path]] = {
-    "llava-next-video": llava_next_video,
-    "video-llava": video_llava,
-    "llava-1.5": llava15,
-}
-RECIPES = ["dense", "aim-paper", "metok-release", "sta-aim-metok"]
 
 
 @pytest.fixture(scope="module", params=MAKERS)
@@ -49,66 +42,23 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("film") / "demo.mp4"
-    make_film(path, minutes=20 / 60, seed=3)
-    return path
-
-
-def stock_inputs(host: Host, images: np.ndarray) -> tuple[dict[str, Any], torch.Tensor]:
-    """What the stock class is given for these frames, and its own features of them, (rows, D)."""
-    pixels = host.preprocess(images)
-    if host.placeholder == "<video>":
-        features = host.model.model.get_video_features(pixels[None], return_dict=True).pooler_output
-        return {"pixel_values_videos": pixels[None]}, features.flatten(0, 1)
-    features = host.model.model.get_image_features(pixels, return_dict=True).pooler_output
-    return {"pixel_values": pixels}, torch.cat(list(features))
+    return write(tmp_path_factory.mktemp("film") / "film.mp4", 100)
 
 
 @torch.no_grad()
 def test_features_and_answer_equal_the_stock_class(host: Host, images: np.ndarray) -> None:
-    given, features = stock_inputs(host, images)
+    features = stock_features(host, images)[1]
     tokens = host.encode(images, np.arange(5.0), 0).tokens
-    torch.testing.assert_close(tokens.features, features, atol=1e-5, rtol=0)
-    assert tokens.position.tolist() == list(range(len(features)))
+    newline = int(host.newline() is not None)  # the stock class gives it with the features
+    torch.testing.assert_close(tokens.features, features[: len(features) - newline], atol=1e-5, rtol=0)
+    assert tokens.position.tolist() == list(range(len(features) - newline))
     assert tokens.count == len(tokens.owner) == 5 * 16
-    before, behind = host.template()
-    text = f"{before}{host.placeholder * len(features)}{behind.replace(QUESTION, ASKED)}"
-    ids = torch.tensor([host.tokenizer(text)["input_ids"]])
-    assert host.tokenizer.decode(ids[0, 0]) == "<s>"
-    stock = host.model.generate(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        **given,
-        max_new_tokens=STEPS,
-        do_sample=False,
-        return_dict_in_generate=True,
-        output_logits=True,
-    )
+    ids, logits = stock_answer(host, images, ASKED, STEPS)
     prompt, _ = host.prompt(ASKED, tokens)
+    assert prompt.dense_rows == prompt.embeddings.shape[1]
     mine = host.generate(prompt, Session(prompt.visual, tokens), STEPS, logits=True)
-    assert mine.ids == stock.sequences[0, ids.shape[1] :].tolist()
-    torch.testing.assert_close(mine.logits, torch.stack([step[0] for step in stock.logits]), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_keep_their_books_and_equal_the_oracle(recipe: str, host: Host, film: Path) -> None:
-    pipe = Pipeline(host, Recipe.load(recipe, [f"max_new_tokens={STEPS}"]), seed=1)
-    if recipe == "metok-release" and isinstance(host, VideoLlava):
-        with pytest.raises(UsageError, match="whole grids"):
-            pipe.ask(film, ASKED)
-        return
-    answer = pipe.watch(film).ask(ASKED, logits=True)
-    tokens, report = answer.tokens.check(), answer.report
-    assert int(tokens.weight.sum()) == int((tokens.owner >= 0).sum())
-    assert bool((tokens.position[1:] > tokens.position[:-1]).all())
-    assert report.tokens["sampled"] == tokens.frames * 16
-    assert report.tokens["merged"] == tokens.count == int((tokens.cell[:, 0] >= 0).sum())
-    falling = list(report.tokens.values())
-    assert falling == sorted(falling, reverse=True)
-    assert recipe == "dense" or falling[-1] < falling[0]
-    prompt, _ = host.prompt(ASKED, tokens)
-    want = oracle_logits(host.model, prompt.embeddings, prompt.position_ids, prompt.visual, answer.ids, answer.trace)
-    torch.testing.assert_close(answer.logits, want, atol=1e-4, rtol=0)
+    assert mine.ids == ids
+    torch.testing.assert_close(mine.logits, logits, atol=1e-5, rtol=0)
 
 
 def test_cls_rows_lead_their_frames_whatever_leaves(tmp_path: Path, images: np.ndarray) -> None:
@@ -143,7 +93,7 @@ def test_next_video_pools_odd_grids_as_the_stock_class_does(tmp_path: Path, imag
     assert host.grid == (3, 3)
     assert torch.bincount(host.unit_of_patch()).tolist() == [4, 4, 6, 4, 4, 6, 6, 6, 9]
     torch.testing.assert_close(
-        host.encode(images, np.arange(5.0), 0).tokens.features, stock_inputs(host, images)[1], atol=1e-5, rtol=0
+        host.encode(images, np.arange(5.0), 0).tokens.features, stock_features(host, images)[1], atol=1e-5, rtol=0
     )
 
 
@@ -169,15 +119,72 @@ def test_the_checkpoints_chat_template_is_taken(tmp_path: Path, images: np.ndarr
     assert host.template()[0] == "USER: "
 
 
+def test_internvls_template_names_the_film_as_video(tmp_path: Path) -> None:
+    folder = internvl(tmp_path)
+    template = (
+        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
+        "{% if part['type'] == 'video' %}<video>\n{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n"
+        "{% endfor %}{{ '<|im_start|>assistant\n' }}"
+    )
+    own = load_host(folder, device="cpu")
+    assert own.template() == (
+        "<|im_start|>user\nFrame1: <img>",
+        f"</img>\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n",
+    )
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    assert load_host(folder, device="cpu").template() == own.template()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template.replace("<|im_start|>", "", 1)}))
+    assert load_host(folder, device="cpu").template()[0] == "user\nFrame1: <img>"
+
+
+def test_internvl_on_qwen3_with_the_tower_of_6b(tmp_path: Path, images: np.ndarray) -> None:
+    """As InternVL3.5 has it: normalised queries and keys in the language model; here in the tower as well."""
+    host = load_host(internvl(tmp_path, qk_norm=True, qwen=Qwen3Config, head_dim=16), device="cpu")
+    ids, logits = stock_answer(host, images, ASKED, STEPS)
+    tokens = host.encode(images, np.arange(5.0), 0).tokens
+    prompt, _ = host.prompt(ASKED, tokens)
+    mine = host.generate(prompt, Session(prompt.visual, tokens), STEPS, logits=True)
+    assert mine.ids == ids
+    torch.testing.assert_close(mine.logits, logits, atol=1e-5, rtol=0)
+    run = Run(Events.single(5))
+    state = find("prefill", "fastv").load()(layer=2, keep=0.25).start(run, 6)
+    pruned = host.generate(prompt, Session(prompt.visual, tokens, [state]), STEPS, logits=True)
+    assert pruned.trace.queries[0][0] - pruned.trace.queries[0][-1] == 60
+    want = oracle_logits(host.model, prompt.embeddings, prompt.position_ids, prompt.visual, pruned.ids, pruned.trace)
+    torch.testing.assert_close(pruned.logits, want, atol=1e-4, rtol=0)
+
+
+def test_internvls_text_stays_whatever_leaves(tmp_path: Path, images: np.ndarray) -> None:
+    host = load_host(internvl(tmp_path), device="cpu")
+    dense = host.encode(images, np.arange(5.0), 0).tokens
+    whole, _ = host.prompt(ASKED, dense)
+    # frames 0 and 3 lose every token, the others all but two
+    kept = torch.tensor([frame * 16 + place for frame in (1, 2, 4) for place in (3, 9)])
+    original, _ = host.prompt(ASKED, dense.keep(kept))
+    compact, _ = host.prompt(ASKED, dense.keep(kept).compacted())
+    start, gap = whole.visual.start, 4  # </img> Frame2 : <img>
+    rows = [start + frame * gap + number for number, frame in enumerate((1, 1, 2, 2, 4, 4))]
+    assert original.visual.rows.tolist() == compact.visual.rows.tolist() == rows
+    text = torch.ones(whole.embeddings.shape[1], dtype=torch.bool)
+    text[whole.visual.rows] = False
+    left = torch.ones(original.embeddings.shape[1], dtype=torch.bool)
+    left[original.visual.rows] = False
+    assert torch.equal(original.embeddings[0, left], whole.embeddings[0, text])
+    assert torch.equal(original.embeddings[0, rows], dense.features[kept])
+    assert torch.equal(original.position_ids[0, left], whole.position_ids[0, text])
+    assert torch.equal(original.position_ids[0, rows], whole.position_ids[0, whole.visual.rows[kept]])
+    assert compact.position_ids[0].tolist() == list(range(compact.embeddings.shape[1]))
+    assert original.dense_rows == compact.dense_rows == whole.embeddings.shape[1]
+
+
 def test_a_placeholder_in_the_question_is_refused(host: Host, images: np.ndarray) -> None:
     tokens = host.encode(images[:1], np.arange(1.0), 0).tokens
     with pytest.raises(UsageError, match="control token"):
-        host.prompt(f"what is {host.placeholder} ?", tokens)
+        host.prompt(f"what is {host.placeholder or '<video>'} ?", tokens)
 
 
 def test_families_are_told_apart(tmp_path: Path) -> None:
-    makers = {**MAKERS, "llava-onevision": onevision, "longva": longva}
-    for name, maker in makers.items():
+    for name, maker in MAKERS.items():
         config = json.loads((maker(tmp_path / name) / "config.json").read_text())
         assert recognise(config)[0].family == name
         assert [family.family for family in FAMILIES if family.matches(config)] == [name]
@@ -201,7 +208,14 @@ def test_variants_that_would_mean_something_else_are_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("family", "frames", "rows"), [("llava-next-video", 32, 16), ("video-llava", 8, 17), ("llava-1.5", 6, 16)]
+    ("family", "frames", "rows"),
+    [
+        ("llava-next-video", 32, 16),
+        ("video-llava", 8, 17),
+        ("llava-1.5", 6, 16),
+        ("llava-next", 6, 17),
+        ("internvl", 8, 16),
+    ],
 )
 def test_where_nothing_is_asked_for_frames_are_the_authors(
     family: str, frames: int, rows: int, tmp_path: Path, film: Path
@@ -210,5 +224,5 @@ def test_where_nothing_is_asked_for_frames_are_the_authors(
     tokens = pipe.watch(film).tokens
     assert (tokens.frames, len(tokens)) == (frames, frames * rows)
     chosen = next(choice for choice in pipe.choices if choice["name"] == "recipe")
-    assert chosen["value"]["frames"] == {"frames": frames}
+    assert (pipe.recipe.frames.frames, pipe.recipe.frames.fps) == (frames, None)
     json.dumps(chosen)

@@ -7,10 +7,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, CLIPVisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    InternVLVisionConfig,
+    InternVLVisionModel,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from tests.tiny import VISION, spread
-from videoprune.errors import UsageError
 from videoprune.method import EncodeMethod, TowerPlan, TowerView
 from videoprune.models.host import even_units
 from videoprune.models.llava_onevision import LlavaOnevision
@@ -155,20 +161,79 @@ def test_views_hold_unit_means_and_cls_attention(pixels: torch.Tensor) -> None:
         for number in range(16):
             inside = unit == number
             torch.testing.assert_close(view.hidden[row, number], left[row, 1:][inside].mean(dim=0), atol=1e-5, rtol=0)
-            torch.testing.assert_close(view.keys[row, number], keys[row][inside].mean(dim=0), atol=1e-5, rtol=0)
+            torch.testing.assert_close(view.keys()[row, number], keys[row][inside].mean(dim=0), atol=1e-5, rtol=0)
             torch.testing.assert_close(cls_share[row, number], share[row][inside].sum(), atol=1e-6, rtol=0)
 
 
-def test_a_tower_without_cls_refuses_its_attention(pixels: torch.Tensor) -> None:
-    siglip = SiglipVisionModel(SiglipVisionConfig(image_size=14 * SIDE, vision_use_head=False, **VISION))
+@dataclass(frozen=True, kw_only=True)
+class Listens(Chosen):
+    """Keeps everything and remembers what it saw."""
 
-    @dataclass(frozen=True, kw_only=True)
-    class Wants(Chosen):
-        def plan(self, view: TowerView) -> None:
-            view.cls_attention()
+    seen: list[tuple[torch.Tensor, torch.Tensor]]
 
-    with pytest.raises(UsageError, match=r"\[CLS\]"):
-        DenseTower(siglip, 4, even_units(SIDE, 2), False)(pixels, torch.arange(FRAMES), [Wants()])
+    def plan(self, view: TowerView) -> None:
+        self.seen.append((view.cls_attention(), view.keys()))
+
+
+@torch.no_grad()
+def test_a_tower_without_cls_gives_what_units_receive(pixels: torch.Tensor) -> None:
+    config = SiglipVisionConfig(image_size=14 * SIDE, vision_use_head=False, **VISION)
+    siglip = spread(SiglipVisionModel(config)).eval()
+    siglip.set_attn_implementation("eager")
+    stock = siglip(pixels, output_attentions=True).attentions[1].mean(dim=(1, 2))  # (F, P) mean over heads and rows
+    siglip.set_attn_implementation("sdpa")
+    unit, method = even_units(SIDE, 2), Listens(seen=[])
+    DenseTower(siglip, 4, unit, False)(pixels, torch.arange(FRAMES), [method])
+    want = torch.zeros(FRAMES, 16).index_add_(1, unit, stock)
+    torch.testing.assert_close(method.seen[0][0], want, atol=1e-6, rtol=0)
+    torch.testing.assert_close(want.sum(dim=1), torch.ones(FRAMES))
+
+
+def internvl(qk_norm: bool) -> InternVLVisionModel:
+    kind = "rms_norm" if qk_norm else "layer_norm"
+    config = InternVLVisionConfig(**VISION, image_size=14 * SIDE, use_qk_norm=qk_norm, norm_type=kind)
+    return spread(InternVLVisionModel(config)).eval()
+
+
+def by_hand(
+    model: InternVLVisionModel, hidden: torch.Tensor, gone: torch.Tensor, number: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One layer on all rows, those `gone` (F, P) hidden from everyone: states, attention (F, H, P, P), keys (F, P, C)."""
+    layer = model.encoder.layer[number]
+    attention, normed = layer.attention, layer.layernorm_before(hidden)
+    keys = attention.k_norm(attention.k_proj(normed))
+    split = [
+        rows.unflatten(-1, (2, 16)).transpose(1, 2)
+        for rows in (attention.q_norm(attention.q_proj(normed)), keys, attention.v_proj(normed))
+    ]
+    logits = (split[0] @ split[1].transpose(-1, -2) / 4).masked_fill(gone[:, None, None], -torch.inf)
+    share = logits.softmax(dim=-1)
+    mixed = (share @ split[2]).transpose(1, 2).flatten(2)
+    hidden = hidden + layer.lambda_1 * attention.projection_layer(mixed)
+    return hidden + layer.lambda_2 * layer.mlp(layer.layernorm_after(hidden)), share, keys
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_internvls_tower_loses_units_of_2x2_patches(qk_norm: bool, pixels: torch.Tensor) -> None:
+    model, unit = internvl(qk_norm), even_units(SIDE, 2)
+    kept = keeps([4, 7, 4, 16, 1])
+    listens, drops = Listens(at=(1,), seen=[]), Chosen(at=(1,), keeps=kept)
+    hidden = model.embeddings(pixels)
+    gone = torch.zeros(hidden.shape[:2], dtype=torch.bool)
+    for number in range(4):
+        hidden, share, keys = by_hand(model, hidden, gone, number)
+        if number == 1:
+            cls = torch.zeros(FRAMES, 16).index_add_(1, unit, share.mean(dim=1)[:, 0, 1:])
+            mean = torch.zeros(FRAMES, 16, 16).index_add_(1, unit, keys[:, 1:].unflatten(-1, (2, 16)).mean(dim=-2)) / 4
+            alive = torch.stack([torch.isin(unit, torch.tensor(units)) for units in kept])
+            gone[:, 1:] = ~alive
+    out = DenseTower(model, 4, unit, True)(pixels, torch.arange(FRAMES), [listens, drops])
+    torch.testing.assert_close(out.hidden[alive], hidden[:, 1:][alive], atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.cls, hidden[:, 0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(listens.seen[0][0], cls, atol=1e-6, rtol=0)
+    torch.testing.assert_close(listens.seen[0][1], mean, atol=1e-5, rtol=0)
+    assert torch.equal(out.kept, torch.stack([torch.isin(torch.arange(16), torch.tensor(units)) for units in kept]))
 
 
 def test_units_of_an_odd_grid_partition_the_patches() -> None:

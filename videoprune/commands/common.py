@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,17 +28,22 @@ RecipeName = Annotated[
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As prefill.keep=0.25; repeatable.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")]
+FrameFit = Annotated[
+    Literal["crop", "pad", "squeeze"] | None,
+    typer.Option("--frame-fit", help="How a frame that is not square is fitted; else as the model was trained."),
+]
+DeviceMap = Annotated[
+    str | None, typer.Option("--device-map", help="auto: weights without room on the device wait in main memory.")
+]
+Quantize = Annotated[str | None, typer.Option("--quantize", help="4bit or 8bit; needs videoprune[quantize].")]
 Seed = Annotated[int, typer.Option("--seed", help="For methods that draw.")]
 
 
 def answers_of(
     pipe: Pipeline, film: str, asked: Sequence[str], rule: FrameRule, progress: Progress
 ) -> tuple[Video, list[Any]]:
-    if film.endswith(WATCHED):
-        video = pipe.open(film)
-    else:
-        video = pipe.watch(film, frames=rule, question_known=len(asked) == 1, progress=progress)
-    return video, [video.ask(question, progress=progress) for question in asked]
+    video = pipe.open(film) if film.endswith(WATCHED) else pipe.watch(film, frames=rule, progress=progress)
+    return video, video.ask_all(asked, progress=progress)
 
 
 def dense_of(pipe: Pipeline) -> Pipeline:

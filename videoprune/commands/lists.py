@@ -1,4 +1,4 @@
-"""What there is: `videoprune methods`, `recipes`, `validate`, `doctor`."""
+"""What there is: `videoprune methods`, `recipes`, `validate`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import typer
 
 from videoprune import console
 from videoprune.commands.common import Json, Set
-from videoprune.errors import EnvironmentProblem
 
 
 def methods(
@@ -90,12 +89,3 @@ def validate(
     else:
         print(f"{checked.name} is valid")
         print(checked.to_yaml(), end="")
-
-
-def doctor(json: Json = False) -> None:
-    """Say what is installed and what would be used, and why; exit 3 if the demo can't run."""
-    console.quiet_libraries(False)
-    facts = console.examine()
-    console.print_json(facts) if json else print(console.examined(facts))
-    if not facts["ready"]:
-        raise typer.Exit(EnvironmentProblem.exit_code)

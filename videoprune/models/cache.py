@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -66,6 +68,15 @@ class KeptLayer(DynamicLayer):
             "a pruned cache cannot be cropped: assisted decoding is not supported with compression; switch it off"
         )
 
+    def fork(self) -> KeptLayer:
+        """Another layer with the same entries: tensors are shared, and replaced where one of the two changes them."""
+        other = KeptLayer()
+        if self.is_initialized:
+            other.lazy_initialization(self.keys, self.values)
+            other.keys, other.values = self.keys, self.values
+        other.seen, other.position = self.seen, self.position
+        return other
+
     def reset(self) -> None:
         super().reset()
         self.seen, self.position = 0, None
@@ -86,3 +97,74 @@ class KeptLayer(DynamicLayer):
         if self.position is None:
             raise ValueError("an empty cache layer has no positions")
         return self.position.expand(self.keys.shape[1], self.size)
+
+
+class Uneven(ValueError):
+    """Prompts of a batch are not equally long at some layer; they have to run one by one."""
+
+
+def check_even(lengths: Iterable[int]) -> None:
+    """Raise `Uneven` where the lengths differ."""
+    seen = set(lengths)
+    if len(seen) > 1:
+        raise Uneven(
+            f"prompts of a batch have {', '.join(map(str, sorted(seen)))} rows at one layer; run them one by one"
+        )
+
+
+class BatchLayer(KeptLayer):
+    """One layer of several prompts side by side: each has a layer of its own, so that each evicts for itself.
+
+    Attention sees them stacked, which copies what is cached once a call; so they have to stay equally long.
+    """
+
+    def __init__(self, parts: list[KeptLayer]) -> None:
+        super().__init__()
+        self.parts = parts
+
+    @property
+    def size(self) -> int:
+        """Entries physically held, of each."""
+        return self.parts[0].size
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        pairs = [
+            part.update(key_states[number : number + 1], value_states[number : number + 1], *args, **kwargs)
+            for number, part in enumerate(self.parts)
+        ]
+        check_even(part.size for part in self.parts)
+        return torch.cat([keys for keys, _ in pairs]), torch.cat([values for _, values in pairs])
+
+    def get_seq_length(self) -> int:
+        return self.parts[0].seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.parts[0].get_mask_sizes(query_length)
+
+
+@dataclass(eq=False)
+class Past:
+    """A cache to continue from, after one or more calls of a session.
+
+    Attributes:
+        layers: its layers; forked before they are written to, so that one past serves any number of continuations.
+        alive: (A,) int64 ascending, rows of the prompt that survived the last prefill pruning.
+        step: decoding steps so far.
+        read: whether the whole prompt is in it; False while only its beginning is.
+        shifts: for each layer, how far its positions lie behind the prompt's, where rows were renumbered.
+    """
+
+    layers: list[KeptLayer]
+    alive: Tensor
+    step: int
+    read: bool
+    shifts: tuple[int, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        """Rows of the conversation that were fed, kept or not."""
+        return self.layers[0].seen
+
+    def fork(self) -> list[KeptLayer]:
+        """Layers to continue with; these stay as they are."""
+        return [layer.fork() for layer in self.layers]

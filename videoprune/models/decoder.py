@@ -10,7 +10,6 @@ a multi-token continuation needs a mask, or SDPA attends to the first keys only;
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -23,10 +22,9 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from videoprune.errors import UsageError
-from videoprune.method import DecodeView, Kept, KeptKV, PrefillView
-from videoprune.models.cache import KeptLayer
+from videoprune.models.cache import BatchLayer, KeptLayer
+from videoprune.models.sample import Sample
 from videoprune.models.session import Session, Stream, Trace
-from videoprune.ops.attention import row_attention
 
 MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 # what a prefill method may name in `needs`: outputs of these modules of a decoder layer
@@ -36,57 +34,47 @@ CAPTURED = {
     "post_attention_norm": "post_attention_layernorm",
     "mlp_output": "mlp",
 }
-EVIDENCE_STEPS = 24  # decoded tokens whose attention counts as evidence: an answer's content is in its first words
-
-
-def rotate_half(x: Tensor) -> Tensor:
-    """The rotary embedding's quarter turn, as in every host here."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((-second, first), dim=-1)
-
-
-def rotated_queries(layer: nn.Module, entered: Stream, rows: Tensor | slice) -> Tensor:
-    """(H, R, d) queries of some rows of the stream that entered `layer`, as its attention computes them."""
-    attention: Any = layer.self_attn
-    norm: Any = layer.input_layernorm
-    query = attention.q_proj(norm(entered.hidden[0, rows])).unflatten(-1, (-1, attention.head_dim))
-    if hasattr(attention, "q_norm"):  # Qwen3
-        query = attention.q_norm(query)
-    query = query.transpose(0, 1)
-    return query * entered.cos[0, rows] + rotate_half(query) * entered.sin[0, rows]
 
 
 class Layers:
-    """The layer loop of one decoder under one session."""
+    """The layer loop of one decoder under one session, or under several whose streams stay equally long."""
 
-    def __init__(self, decoder: Any, session: Session) -> None:
-        self.decoder, self.session = decoder, session
+    def __init__(self, decoder: Any, sessions: Sequence[Session]) -> None:
+        self.decoder = decoder
+        self.samples = [Sample(decoder, session) for session in sessions]
         self.captured: dict[str, Tensor] = {}
-        self.prompt_rows = 0
         self.types = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers)
 
     def __call__(self, hidden: Tensor, position_ids: Tensor, cache: Cache) -> Tensor:
-        decoder, session = self.decoder, self.session
+        decoder, samples = self.decoder, self.samples
         past, rows = cache.get_seq_length(), hidden.shape[1]
         prefill = past == 0
         cos, sin = decoder.rotary_emb(hidden, position_ids)
-        stream = Stream(hidden, cos, sin, torch.arange(past, past + rows, device=hidden.device))
-        if prefill:
-            self.visual = torch.arange(*session.visual, device=hidden.device)  # rows of the current stream
-            self.token = torch.arange(len(session.tokens), device=hidden.device)  # their rows in the ledger
-        else:
-            session.step += 1
+        index = torch.arange(past, past + rows, device=hidden.device)
+        streams = []
+        for number, sample in enumerate(samples):
+            one = slice(number, number + 1)
+            streams.append(Stream(hidden[one], cos[one], sin[one], index))
+            sample.begin(prefill, position_ids[..., one, :] if len(samples) > 1 else position_ids)
         masks: dict[tuple[Any, ...], Any] = {}
-        queries, keys, views = [], [], []
+        shift = 0
         for number, layer in enumerate(decoder.layers):
-            entered, kept = stream, cache.layers[number]
+            if not prefill and samples[0].shifts[number] != shift:  # equal for all: as many rows left each of them
+                shift = samples[0].shifts[number]
+                cos, sin = decoder.rotary_emb(hidden, position_ids - shift)
+                streams = [
+                    Stream(each.hidden, cos[place : place + 1], sin[place : place + 1], index)
+                    for place, each in enumerate(streams)
+                ]
+            entered, kept, parts = Stream.join(streams), cache.layers[number], self._parts(cache, number)
             shape = (self.types[number], entered.hidden.shape[1], kept.size)
             if shape not in masks:
                 known = {} if prefill else {"layer_idx": number}
                 masks[shape] = MASKS[self.types[number]](
                     decoder.config, entered.hidden, None, None if prefill else cache, **known
                 )
-            kept.incoming = entered.index
+            for part, stream in zip(parts, streams, strict=True):
+                part.incoming = stream.index
             out = layer(
                 entered.hidden,
                 attention_mask=masks[shape],
@@ -95,205 +83,55 @@ class Layers:
                 past_key_values=cache,
                 use_cache=True,
             )
-            kept.seen = past + rows  # logical length: the same for every layer, pruned or not
-            stream = Stream(out, entered.cos, entered.sin, entered.index)
-            queries.append(entered.hidden.shape[1])
-            keys.append(kept.size)
-            if prefill:
-                session.trace.visual_rows.append(len(self.visual))
-            with session.trace.counted:
-                if number in session.evidence_layers and (prefill or session.step <= EVIDENCE_STEPS):
-                    self._collect_evidence(layer, entered, kept)
-                if prefill:
-                    stream = self._prune(number, layer, entered, stream, kept.keys[0])
-                if session.decode:
-                    views.append(self._evict(number, layer, entered, kept, prefill))
+            for place, (sample, part) in enumerate(zip(samples, parts, strict=True)):
+                part.seen = past + rows  # logical length: the same for every layer, pruned or not
+                captured = {name: value[place] for name, value in self.captured.items()}
+                streams[place] = sample.after(number, layer, streams[place], out[place : place + 1], part, captured)
             self.captured.clear()
-        session.trace.queries.append(queries)
-        session.trace.keys.append(keys)
-        if prefill:
-            self._finish(cache, views, stream)
-            session.trace.prefill_entries = [layer.size for layer in cache.layers]
-        session.trace.entries = [layer.size for layer in cache.layers]
-        if prefill and hidden.is_cuda:
-            torch.cuda.synchronize()
-        session.trace.marks.append(time.perf_counter())
-        return decoder.norm(stream.hidden)
-
-    # ------------------------------------------------------------------ attention rows
-
-    def _rows(self, layer: nn.Module, entered: Stream, keys: Tensor, position: Tensor, rows: Tensor) -> Tensor:
-        """(H, R, S) probabilities of some rows of the stream over keys (Hkv, S, d) of tokens `position` (Hkv or 1, S)."""
-        query = rotated_queries(layer, entered, rows)
-        return row_attention(query, keys, self._scale(layer), entered.index[rows], key_position=position)
+        for place, sample in enumerate(samples):
+            own = [self._parts(cache, number)[place] for number in range(len(decoder.layers))]
+            sample.end(streams[place], own)
+        return decoder.norm(Stream.join(streams).hidden)
 
     @staticmethod
-    def _scale(layer: nn.Module) -> float:
-        attention: Any = layer.self_attn
-        return float(attention.scaling)
+    def _parts(cache: Cache, number: int) -> list[KeptLayer]:
+        layer = cache.layers[number]
+        return layer.parts if isinstance(layer, BatchLayer) else [layer]
 
-    def _collect_evidence(self, layer: nn.Module, entered: Stream, kept: KeptLayer) -> None:
-        """Add the last row's attention, mean over heads, to the visual tokens that it falls on."""
-        session = self.session
-        last = torch.tensor([entered.hidden.shape[1] - 1], device=entered.hidden.device)
-        share = self._rows(layer, entered, kept.keys[0], kept.positions(), last)[:, 0]
-        group = share.shape[0] // kept.keys.shape[1]
-        per_head = share.view(-1, group, share.shape[-1]).mean(dim=1)  # (Hkv, S): heads may hold different entries
-        if session.trace.evidence is None:
-            session.trace.evidence = torch.zeros(len(session.tokens), device=share.device)
-        start, stop = session.visual
-        token = kept.positions() - start
-        inside = (token >= 0) & (token < stop - start)
-        weight = torch.where(inside, per_head, 0.0)
-        session.trace.evidence.index_add_(0, token.clamp(0, max(stop - start - 1, 0)).flatten(), weight.flatten())
-
-    # ------------------------------------------------------------------ prefill
-
-    def _prune(self, number: int, layer: nn.Module, entered: Stream, stream: Stream, keys: Tensor) -> Stream:
-        for state in self.session.prefill:
-            if number not in state.at or not len(self.visual):
-                continue
-            view = self._prefill_view(number, layer, entered, stream, keys)
-            decision = state.after(view)
-            if decision is None:
-                continue
-            stream = self._apply(number, stream, decision)
-            # a second method after the same layer sees the survivors only; the layer's attention is over all that entered
-            entered, keys = entered.keep(self._rows_kept), keys[:, self._rows_kept]
-        return stream
-
-    def _prefill_view(
-        self, number: int, layer: nn.Module, entered: Stream, stream: Stream, keys: Tensor
-    ) -> PrefillView:
-        rows = entered.hidden.shape[1]
-        behind = (
-            self.prompt_rows - self.session.visual[1]
-        )  # text is never pruned, so its number is the unpruned prompt's
-
-        return PrefillView(
-            layer=number,
-            layers=len(self.decoder.layers),
-            before=entered.hidden[0],
-            after=stream.hidden[0],
-            visual=self.visual,
-            token=self.token,
-            text_after=torch.arange(rows - behind, rows, device=keys.device),
-            tokens=self.session.tokens,
-            attention=lambda wanted: self._rows(layer, entered, keys, entered.index[None], wanted),
-            query=lambda: rotated_queries(layer, entered, slice(None)),
-            key=lambda: keys,
-            scale=self._scale(layer),
-            final_norm=self.decoder.norm,
-            captured=dict(self.captured),
-        )
-
-    def _apply(self, number: int, stream: Stream, decision: Kept) -> Stream:
-        """Drop the visual rows that do not go on; no host synchronisation: all sizes are known."""
-        stays = torch.ones(stream.hidden.shape[1], dtype=torch.bool, device=stream.hidden.device)
-        stays[self.visual] = False
-        kept_rows = self.visual[decision.index]
-        stays[kept_rows] = True
-        count = stream.hidden.shape[1] - len(self.visual) + len(kept_rows)
-        rows = torch.argsort((~stays).to(torch.int8), stable=True)[:count]
-        if decision.hidden is not None:
-            hidden = stream.hidden.clone()
-            hidden[0, kept_rows] = decision.hidden.to(hidden.dtype)
-            stream = Stream(hidden, stream.cos, stream.sin, stream.index)
-        self.visual = torch.searchsorted(rows, kept_rows)
-        self.token = self.token[decision.index]
-        self.session.trace.kept[number] = self.token
-        self._rows_kept = rows
-        return stream.keep(rows)
-
-    # ------------------------------------------------------------------ decode
-
-    def _evict(self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool) -> DecodeView:
-        view = self._decode_view(number, layer, entered, kept, prefill)
-        for state in self.session.decode:
-            decision = state.after(view)
-            if decision is not None:
-                self._keep_entries(number, kept, decision)
-                view = self._decode_view(number, layer, entered, kept, prefill)
-        return view
-
-    def _decode_view(
-        self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool
-    ) -> DecodeView:
-        start, stop = self.session.visual
-        position, keys = kept.positions(), kept.keys[0]
-
-        def attention(rows: int) -> Tensor:
-            return self._rows(layer, entered, keys, position, last(rows))
-
-        def last(rows: int) -> Tensor:
-            have = entered.hidden.shape[1]
-            return torch.arange(have - min(rows, have), have, device=keys.device)
-
-        return DecodeView(
-            layer=number,
-            layers=len(self.decoder.layers),
-            prefill=prefill,
-            step=self.session.step,
-            keys=keys,
-            values=kept.values[0],
-            position=position,
-            text=(position < start) | (position >= stop),
-            attention=attention,
-        )
-
-    def _keep_entries(self, number: int, kept: KeptLayer, decision: KeptKV) -> None:
-        kept.keep(decision.index, decision.keys, decision.values)
-        call = (self.session.step, number)
-        earlier = self.session.trace.evicted.get(call)
-        if earlier is None:
-            self.session.trace.evicted[call] = decision.index
-        else:  # two decode methods at one layer: compose, so that a replay needs one step
-            both = (earlier, decision.index)
-            if earlier.ndim == 1 and decision.index.ndim == 1:
-                self.session.trace.evicted[call] = earlier[decision.index]
-            else:
-                heads = max(index.shape[0] if index.ndim == 2 else 1 for index in both)
-                wide = [index.expand(heads, index.shape[-1]) for index in both]
-                self.session.trace.evicted[call] = wide[0].gather(1, wide[1])
-
-    def _finish(self, cache: Cache, views: Sequence[DecodeView], stream: Stream) -> None:
-        for view in views:
-            view.attention = _gone
-            view.alive = stream.index
-        for state in self.session.decode:
-            decisions = state.finish(views)
-            for number, decision in enumerate(decisions or ()):
-                if decision is not None:
-                    self._keep_entries(number, cache.layers[number], decision)
-            if decisions is not None:
-                views = [self._refreshed(view, cache.layers[view.layer]) for view in views]
-
-    def _refreshed(self, view: DecodeView, kept: KeptLayer) -> DecodeView:
-        start, stop = self.session.visual
-        view.keys, view.values, view.position = kept.keys[0], kept.values[0], kept.positions()
-        view.text = (view.position < start) | (view.position >= stop)
-        return view
-
-
-def _gone(rows: int) -> Tensor:
-    raise ValueError("attention rows are only there right after a layer ran; read them in `after`, not in `finish`")
+    def empty_cache(self) -> list[KeptLayer]:
+        """Layers for what the samples will cache, or for what they continue."""
+        own = [
+            sample.session.past.fork()
+            if sample.session.past is not None
+            else [KeptLayer() for _ in self.decoder.layers]
+            for sample in self.samples
+        ]
+        return own[0] if len(own) == 1 else [BatchLayer(list(parts)) for parts in zip(*own, strict=True)]
 
 
 def _capture(captured: dict[str, Tensor], name: str, module: nn.Module, args: Any, out: Any) -> None:
-    """Forward hook: keep a module's output, (S, D)."""
-    captured[name] = (out[0] if isinstance(out, tuple) else out)[0]
+    """Forward hook: keep a module's output, (B, S, D)."""
+    captured[name] = out[0] if isinstance(out, tuple) else out
 
 
 @contextmanager
-def compressed(model: Any, session: Session) -> Iterator[Trace]:
+def compressed(model: Any, session: Session, *others: Session) -> Iterator[Trace]:
     """Run `model` (a stock host) under a session; the model is as before when the `with` ends.
 
+    With `others`, a batch of as many prompts runs, of equal length at every layer; no method sees more than its own. Yields
+    the first session's trace.
+
     Raises:
-        UsageError: from `generate` in ways of decoding that would silently mean something else (padding, static caches).
+        UsageError: from `generate` in ways of decoding that would silently mean something else (padding, static caches,
+            no cache, a prompt in chunks, several drafted tokens at once, beams).
+        Uneven: prompts of a batch are not equally long any more.
     """
     decoder = model.get_decoder()
-    loop = Layers(decoder, session)
+    sessions = (session, *others)
+    loop = Layers(decoder, sessions)
     earlier = decoder.__dict__.get("forward")  # accelerate may have put one there
+
+    begun = False
 
     def forward(
         input_ids: Tensor | None = None,
@@ -301,26 +139,51 @@ def compressed(model: Any, session: Session) -> Iterator[Trace]:
         position_ids: Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
         **unused: Any,
     ) -> BaseModelOutputWithPast:
+        nonlocal begun
         hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = past_key_values if past_key_values is not None else DynamicCache(config=decoder.config)
-        _refuse(hidden, attention_mask, cache)
         past = cache.get_seq_length()
+        _refuse(hidden, attention_mask, cache, use_cache, len(sessions), first=not begun)
+        if position_ids is not None and position_ids.shape[-1] != hidden.shape[1]:
+            raise UsageError(
+                f"{hidden.shape[1]} rows are given with {position_ids.shape[-1]} positions: a prompt is read in one piece; "
+                "set no prefill_chunk_size"
+            )
         if past == 0:
-            if session.trace.queries:  # without a cache `generate` reads the whole prompt again for every token
+            if begun:  # without a cache `generate` reads the whole prompt again for every token
                 raise UsageError(
                     "use_cache=False is given, or a second prompt; a session is one prompt read into one cache"
                 )
-            cache.layers[:] = [KeptLayer() for _ in decoder.layers]
-            loop.prompt_rows = hidden.shape[1]
+            if hidden.shape[1] < session.visual.stop:
+                raise UsageError(
+                    f"the first {hidden.shape[1]} rows of a prompt are given, whose visual block ends at row "
+                    f"{session.visual.stop}: a prompt is read in one piece; set no prefill_chunk_size"
+                )
+            for sample in loop.samples:
+                sample.prompt_rows = hidden.shape[1]
+            cache.layers[:] = loop.empty_cache()
+            if session.past is not None:  # the caller gives the whole conversation; what the cache has seen is left out
+                past = session.past.rows
+                hidden = hidden[:, past:]
+                position_ids = None if position_ids is None else position_ids[..., past:]
+        elif begun and hidden.shape[1] > 1:
+            raise UsageError(
+                f"{hidden.shape[1]} tokens are given at once behind the prompt: a prompt in chunks (prefill_chunk_size) and "
+                "assisted decoding (assistant_model, prompt_lookup_num_tokens) are not supported; switch them off"
+            )
+        begun = True
         if position_ids is None:
             position_ids = torch.arange(past, past + hidden.shape[1], device=hidden.device)[None]
+        elif position_ids.ndim == 3 and len(position_ids) == 4:  # M-RoPE models put the text's own in front, for masks
+            position_ids = position_ids[1:]
         out = loop(hidden, position_ids, cache)
         return BaseModelOutputWithPast(last_hidden_state=out, past_key_values=cache)
 
     with ExitStack() as hooks:
-        wanted = {(at, name) for state in session.prefill for at in state.at for name in state.needs}
+        wanted = {(at, name) for each in sessions for state in each.prefill for at in state.at for name in state.needs}
         for number, name in sorted(wanted):
             module = getattr(decoder.layers[number], CAPTURED[name])
             handle = module.register_forward_hook(partial(_capture, loop.captured, name))
@@ -335,11 +198,18 @@ def compressed(model: Any, session: Session) -> Iterator[Trace]:
                 del decoder.forward
 
 
-def _refuse(hidden: Tensor, attention_mask: Any, cache: Cache) -> None:
+def _refuse(
+    hidden: Tensor, attention_mask: Any, cache: Cache, use_cache: bool | None, batch: int, *, first: bool
+) -> None:
     """Refuse what would run but mean something else."""
-    if hidden.shape[0] != 1:
+    if use_cache is False:
         raise UsageError(
-            f"a batch of {hidden.shape[0]} prompts is given; compression runs one prompt at a time: ask one by one"
+            "use_cache=False is given; a session is one prompt read into one cache: leave it at its default"
+        )
+    if hidden.shape[0] != batch:
+        raise UsageError(
+            f"a batch of {hidden.shape[0]} prompts is given, or beams, for {batch} session{'s' * (batch > 1)}; each prompt has a "
+            "session of its own, and beams are not supported: ask one by one, or with Pipeline.ask_batch"
         )
     if getattr(cache, "is_compileable", False):
         raise UsageError(
@@ -347,6 +217,6 @@ def _refuse(hidden: Tensor, attention_mask: Any, cache: Cache) -> None:
         )
     if isinstance(attention_mask, dict) or (attention_mask is not None and attention_mask.ndim > 2):
         raise UsageError("a prepared attention mask is given; compression builds its own: pass none")
-    first_call = cache.get_seq_length() == 0  # one look a prompt: a look is a device synchronisation
-    if first_call and attention_mask is not None and not bool(attention_mask.all()):
+    # one look a prompt: a look is a device synchronisation
+    if first and attention_mask is not None and not bool(attention_mask.all()):
         raise UsageError("a prompt with padding is given; compression needs prompts without padding: ask one by one")

@@ -3,99 +3,30 @@
 from __future__ import annotations
 
 import threading
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from videoprune.errors import EnvironmentProblem, UsageError
 from videoprune.method import EncodeMethod
-from videoprune.models.decoder import compressed
-from videoprune.models.session import Session, Trace
+from videoprune.models.answering import Answering
+from videoprune.models.framing import between
+from videoprune.models.generation import check_text
+from videoprune.models.preprocess import Preprocess, square_side
+from videoprune.models.prompt import Encoded, Prompt, Sampling
+from videoprune.models.session import VisualBlock
 from videoprune.models.tower import DenseTower, TowerOutput
 from videoprune.report.flops import Cost, TransformerShape, mlp_cost, patch_embed_cost, tower_cost
 from videoprune.tokens import VisualTokens
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 QUESTION = "\N{REPLACEMENT CHARACTER}question\N{REPLACEMENT CHARACTER}"  # stands for the question while the template is rendered
 
 
-@dataclass(frozen=True)
-class Preprocess:
-    """How a frame becomes the tower's pixels: shortest edge to `size`, centre crop, scale to 0..1, normalise."""
-
-    size: int
-    mean: tuple[float, ...] = CLIP_MEAN
-    std: tuple[float, ...] = CLIP_STD
-    crop: bool = True  # False squeezes the whole frame into the square, as SigLIP hosts do
-    resample: int = int(Image.Resampling.BICUBIC)
-
-    def __call__(self, images: np.ndarray) -> Tensor:
-        """(F, H, W, 3) uint8 -> (F, 3, size, size) float32."""
-        frames, height, width = images.shape[:3]
-        out = np.empty((frames, self.size, self.size, 3), dtype=np.uint8)
-        if self.crop:
-            scale = self.size / min(height, width)
-            wide, high = max(self.size, round(width * scale)), max(self.size, round(height * scale))
-        else:
-            wide = high = self.size
-        left, top = (wide - self.size) // 2, (high - self.size) // 2
-        for number, image in enumerate(images):
-            if (width, height) == (wide, high):
-                resized = image
-            else:
-                resized = np.asarray(Image.fromarray(image).resize((wide, high), Image.Resampling(self.resample)))
-            out[number] = resized[top : top + self.size, left : left + self.size]
-        pixels = torch.from_numpy(out).permute(0, 3, 1, 2).float() / 255.0
-        mean, std = torch.tensor(self.mean).view(1, 3, 1, 1), torch.tensor(self.std).view(1, 3, 1, 1)
-        return (pixels - mean) / std
-
-
-@dataclass(eq=False)
-class Prompt:
-    """A prompt ready for the language model.
-
-    Attributes:
-        embeddings: (1, S, D).
-        position_ids: (1, S).
-        visual: (start, stop) rows of the visual block.
-        question: (Q,) ids of the question's tokens.
-    """
-
-    embeddings: Tensor
-    position_ids: Tensor
-    visual: tuple[int, int]
-    question: Tensor
-
-
-@dataclass(eq=False)
-class Generation:
-    """What `generate` gave: the answer's text and token ids, logits (steps, vocabulary) if asked for, and times in seconds."""
-
-    text: str
-    ids: list[int]
-    trace: Trace
-    logits: Tensor | None
-    prefill_seconds: float
-    decode_seconds: float
-
-
-@dataclass(eq=False)
-class Encoded:
-    """One encoded chunk: its tokens, what it cost, and patches (+[CLS]) that ran through the tower."""
-
-    tokens: VisualTokens
-    cost: Cost = field(default_factory=Cost)
-
-
-class Host(ABC):
+class Host(Answering, ABC):
     """A model of one family behind the interface that the pipeline uses.
 
     A family is a subclass in a file of its own: it says which checkpoints are its own, how its grid is pooled, and how a
@@ -108,9 +39,16 @@ class Host(ABC):
         default_recipe: what is used where nothing is asked for: a shipped recipe, or one with the authors' frame rule.
         placeholder: token that stands for the visual block in the family's text. Given, the prompt is tokenised in one
             piece around it, begin token included, as the stock processor does; None tokenises the two sides apart.
+        next_turn: text between an answer and the next where no chat template says it, the end of the turn included.
         unused_weights: weights of a checkpoint that the stock class has no place for.
+        video_processor: whether the family reads films with a video processor of its own, rather than as images.
+        any_shape: whether frames of any shape are taken whole, so that there is nothing to fit.
+        native_fit: how a frame that is not square is fitted where the checkpoint's processor does not decide; None leaves
+            it to the processor.
+        mean_std: normalisation of a checkpoint without a processor's settings; None is the tower's family's.
         model, tokenizer: stock transformers objects.
-        grid: (rows, columns) of language-model tokens a frame.
+        pair: sampled frames that the tower reads as one frame of the ledger.
+        grid: (rows, columns) of language-model tokens a frame; (0, 0) where it follows the film.
         tower: the vision tower's loop.
         preprocess: frames to pixels.
         context: positions that the language model was trained for.
@@ -123,6 +61,12 @@ class Host(ABC):
     source: ClassVar[str]  # where template, preprocessing and frame rule come from
     default_recipe: ClassVar[str | Mapping[str, Any]] = "dense"
     placeholder: ClassVar[str | None] = None
+    pair: ClassVar[int] = 1
+    video_processor: ClassVar[bool] = True
+    native_fit: ClassVar[str | None] = None
+    any_shape: ClassVar[bool] = False
+    mean_std: ClassVar[tuple[tuple[float, ...], tuple[float, ...]] | None] = None
+    next_turn: ClassVar[str] = f"<|im_end|>\n<|im_start|>user\n{QUESTION}<|im_end|>\n<|im_start|>assistant\n"
     unused_weights: ClassVar[str] = r"(rotary_emb\.inv_freq|position_ids|vision_tower.*\.head\..*)$"
 
     def __init__(
@@ -136,8 +80,6 @@ class Host(ABC):
         vision = config.vision_config
         self.device, self.dtype = self.decoder.embed_tokens.weight.device, self.decoder.embed_tokens.weight.dtype
         self.context = int(text.max_position_embeddings)
-        self.patch_side = vision.image_size // vision.patch_size
-        self.grid = self.token_grid()
         heads = text.num_attention_heads
         self.decoder_shape = TransformerShape(
             layers=text.num_hidden_layers,
@@ -148,6 +90,17 @@ class Host(ABC):
             head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
             gated_mlp=True,
         )
+        self.vocabulary = int(text.vocab_size)
+        self.tower = self.adopt_tower(vision)
+        if self.placeholder is not None and self.placeholder not in tokenizer.tokenize(self.placeholder):
+            raise EnvironmentProblem(
+                f"model {name}: its tokenizer has no token {self.placeholder}; the checkpoint is incomplete"
+            )
+
+    def adopt_tower(self, vision: Any) -> Any:
+        """The vision tower's loop for a vision config; sets what is known of the tower: `grid`, `tower_shape`."""
+        self.patch_side = square_side(vision.image_size) // square_side(vision.patch_size)
+        self.grid = self.token_grid()
         self.tower_shape = TransformerShape(
             layers=vision.num_hidden_layers,
             width=vision.hidden_size,
@@ -157,12 +110,7 @@ class Host(ABC):
             head_dim=vision.hidden_size // vision.num_attention_heads,
             gated_mlp=False,
         )
-        self.vocabulary = int(text.vocab_size)
-        self.tower = DenseTower(self.vision_tower(), self.tower_stop(), self.unit_of_patch(), self.tower_has_cls())
-        if self.placeholder is not None and self.placeholder not in tokenizer.tokenize(self.placeholder):
-            raise EnvironmentProblem(
-                f"model {name}: its tokenizer has no token {self.placeholder}; the checkpoint is incomplete"
-            )
+        return DenseTower(self.vision_tower(), self.tower_stop(), self.unit_of_patch(), self.tower_has_cls())
 
     # ------------------------------------------------------------------ what a family says
 
@@ -179,6 +127,18 @@ class Host(ABC):
             EnvironmentProblem: for a variant of the family that is not supported.
         """
         return {}
+
+    @classmethod
+    def own_preprocess(
+        cls, read: Callable[[str], Mapping[str, Any]], config: Any, choices: list[dict[str, str]]
+    ) -> Any:
+        """Frames to pixels, where the family does it in a way of its own; None where `Preprocess` serves.
+
+        Args:
+            read: gives a JSON file of the checkpoint, empty where it has none. config: the loaded model's.
+            choices: automatic choices are added here.
+        """
+        return None
 
     @abstractmethod
     def token_grid(self) -> tuple[int, int]:
@@ -199,6 +159,18 @@ class Host(ABC):
     def newline(self) -> Tensor | None:
         """(D,) embedding that closes the visual block, where the family has one."""
         return None
+
+    def separator(self) -> Tensor | None:
+        """(D,) embedding behind each frame, where the family has one."""
+        return None
+
+    def added_rows(self, frames: int) -> int:
+        """Rows of the ledger that stand for no token of a grid ([CLS], newlines), in a dense run over `frames` frames."""
+        return 0
+
+    def frame_texts(self, tokens: VisualTokens) -> Sequence[Tensor]:
+        """Token ids (n,) of the text before each of the F frames inside the visual block; nothing where there is none."""
+        return ()
 
     def phrase(self, question: str) -> str:
         """The question as this model is used to reading it."""
@@ -230,9 +202,17 @@ class Host(ABC):
 
     @torch.no_grad()
     def encode(
-        self, images: np.ndarray, seconds: np.ndarray, first: int, methods: Sequence[EncodeMethod] = ()
+        self,
+        images: np.ndarray,
+        seconds: np.ndarray,
+        first: int,
+        methods: Sequence[EncodeMethod] = (),
+        film: Sampling | None = None,
     ) -> Encoded:
-        """Encode a chunk of frames (F, H, W, 3) uint8 shown at `seconds` (F,); `first` is its first frame's number."""
+        """Encode a chunk of frames (F, H, W, 3) uint8 shown at `seconds` (F,); `first` is its first frame's number.
+
+        `film` says how many frames the whole film gives, for hosts whose pictures' size follows it; None where these are all.
+        """
         pixels = self.preprocess(images).to(self.device, self.dtype)
         frame = torch.arange(first, first + len(images), device=self.device)
         out = self.tower(pixels, frame, methods)
@@ -243,21 +223,14 @@ class Host(ABC):
     def _tokens(self, features: Tensor, out: TowerOutput, seconds: Tensor) -> VisualTokens:
         if bool(out.kept.all()):
             return VisualTokens.from_frames(features.flatten(0, 1), seconds, self.grid)
-        frames, units = out.kept.shape
-        flat = out.kept.flatten()
-        place = flat.nonzero()[:, 0]
-        slot = torch.full((frames * units,), -1, dtype=torch.int64, device=flat.device)
-        slot[place] = torch.arange(len(place), device=flat.device)
-        base = torch.arange(frames, device=flat.device)[:, None] * units
-        absorbed = torch.where(out.absorbed_by >= 0, out.absorbed_by + base, -1).flatten()
-        owner = torch.where(absorbed >= 0, slot[absorbed.clamp(min=0)], -1)
+        place, owner = out.ledger()
         return VisualTokens.from_frames(features.flatten(0, 1)[place], seconds, self.grid, owner, {"place": place})
 
     def encode_cost(self, out: TowerOutput) -> Cost:
         """FLOPs of one encoded chunk: patch embedding, tower layers, projector."""
         config = self.model.config.vision_config
         frames, patches = len(out.kept), len(self.tower.unit_of_patch)
-        cost = patch_embed_cost(patches, 3 * config.patch_size**2, config.hidden_size, frames)
+        cost = patch_embed_cost(patches, 3 * square_side(config.patch_size) ** 2, config.hidden_size, frames)
         for count, lengths in out.lengths:
             cost = cost + tower_cost(self.tower_shape, lengths, count)
         return cost + Cost(linear=out.counted) + self.projector_cost(frames * patches)
@@ -266,11 +239,11 @@ class Host(ABC):
         width = self.decoder_shape.width
         return mlp_cost(rows, (self.tower_shape.width, width, width))
 
-    def dense_encode_cost(self, frames: int) -> Cost:
-        """FLOPs of encoding `frames` frames with nothing dropped."""
+    def dense_encode_cost(self, frames: int, grid: tuple[int, int] | None = None) -> Cost:
+        """FLOPs of encoding `frames` frames with nothing dropped; `grid` is the film's, on hosts where it follows the film."""
         config, patches = self.model.config.vision_config, len(self.tower.unit_of_patch)
         lengths = [patches + int(self.tower.has_cls)] * self.tower.stop
-        embed = patch_embed_cost(patches, 3 * config.patch_size**2, config.hidden_size, frames)
+        embed = patch_embed_cost(patches, 3 * square_side(config.patch_size) ** 2, config.hidden_size, frames)
         return embed + tower_cost(self.tower_shape, lengths, frames) + self.projector_cost(frames * patches)
 
     # ------------------------------------------------------------------ the prompt
@@ -291,36 +264,56 @@ class Host(ABC):
         Raises:
             UsageError: for a special token inside the question, or more tokens than the trained context.
         """
-        for special in self.tokenizer.all_special_tokens:
-            if special in question:
-                raise UsageError(f"the question contains {special!r}, a control token of this model: leave it out")
-        pieces = self.prompt_ids(question)
+        check_text(self.tokenizer, question, "question")
+        before, behind = self.prompt_ids(question)
+        return self.lay_out(before, behind, tokens, self.question_ids(question))
+
+    def lay_out(
+        self, before: Tensor, behind: Tensor, tokens: VisualTokens, question: Tensor
+    ) -> tuple[Prompt, list[dict[str, str]]]:
+        """Text ids (n,), the visual tokens, text ids (m,): embeddings and positions, and the choices that this took.
+
+        Raises:
+            UsageError: more tokens than the trained context.
+        """
         newline = self.newline()
         closing = [] if newline is None else [newline[None].to(self.dtype)]
-        visual = tokens.features.to(self.device, self.dtype)
-        embeddings = torch.cat([self.embed(pieces[0]), visual, *closing, self.embed(pieces[1])])
-        rows, start = len(embeddings), len(pieces[0])
+        texts = self.frame_texts(tokens)
+        counts = torch.tensor([len(ids) for ids in texts] or [0] * tokens.frames, device=self.device)
+        inner = self.embed(torch.cat([*texts, before[:0]]))
+        rows, start = len(before) + len(inner) + len(tokens) + len(closing) + len(behind), len(before)
+        self.check_context(rows)
+        tail = torch.arange(len(closing) + len(behind), device=self.device)
+        choices: list[dict[str, str]] = []
+        if start + tokens.extent + len(inner) + len(tail) > self.context:
+            tokens = tokens.compacted()
+            choices.append(self._renumbered())
+        inside, inside_position, end = between(tokens.to(self.device), counts)
+        visual = torch.zeros(len(inside_position), inner.shape[1], dtype=inner.dtype, device=self.device)
+        is_text = torch.ones(len(visual), dtype=torch.bool, device=self.device).index_fill_(0, inside, False)
+        visual[inside], visual[is_text] = tokens.features.to(visual), inner
+        embeddings = torch.cat([self.embed(before), visual, *closing, self.embed(behind)])
+        position = torch.cat((torch.arange(start, device=self.device), start + inside_position, start + end + tail))
+        block = VisualBlock(start, start + len(visual), start + inside)
+        dense_rows = rows - len(tokens) + len(tokens.owner) + self.added_rows(tokens.frames)
+        return Prompt(embeddings[None], position[None], block, question, dense_rows), choices
+
+    def check_context(self, rows: int) -> None:
+        """Refuse more rows than the language model was trained for.
+
+        Raises:
+            UsageError: with how to have fewer.
+        """
         if rows > self.context:
             raise UsageError(
                 f"{rows} tokens would enter the language model, whose context is {self.context}: "
                 "sample fewer frames (--max-frames) or keep less (--set merge.keep=…, merge.at_most)",
                 stage="prompt",
             )
-        tail = torch.arange(len(closing) + len(pieces[1]), device=self.device)
-        choices: list[dict[str, str]] = []
-        if start + tokens.extent + len(tail) > self.context:
-            tokens = tokens.compacted()
-            reason = f"the largest original position passes the trained context of {self.context}"
-            choices.append({"name": "positions", "value": "compact", "reason": reason})
-        position = torch.cat(
-            (
-                torch.arange(start, device=self.device),
-                start + tokens.position.to(self.device),
-                start + tokens.extent + tail,
-            )
-        )
-        asked = self.question_ids(question)
-        return Prompt(embeddings[None], position[None], (start, start + len(tokens)), asked), choices
+
+    def _renumbered(self) -> dict[str, str]:
+        reason = f"the largest original position passes the trained context of {self.context}"
+        return {"name": "positions", "value": "compact", "reason": reason}
 
     def prompt_ids(self, question: str) -> tuple[Tensor, Tensor]:
         """Token ids before and behind the visual block.
@@ -340,9 +333,12 @@ class Host(ABC):
             raise UsageError(f"the question contains {self.placeholder!r}, a control token of this model: leave it out")
         return whole[: places[0]], whole[places[0] + 1 :]
 
-    def chat(self, medium: str) -> tuple[str, str] | None:
-        """The tokenizer's chat template with one `medium` ("video", "image") and the question, split at the former; None
-        where it has none, or one that knows no such medium."""
+    def chat(self, medium: str, mark: str | None = None) -> tuple[str, str] | None:
+        """The tokenizer's chat template with one `medium` ("video", "image") and the question, split at the former.
+
+        The template writes it as `mark`, the placeholder where None is given. None where there is no template, or one that
+        knows no such medium.
+        """
         if not getattr(self.tokenizer, "chat_template", None):
             return None
         content = [{"type": medium}, {"type": "text", "text": QUESTION}]
@@ -352,7 +348,7 @@ class Host(ABC):
             )
         except Exception:  # a template for text alone fails on such content in a way of its own
             return None
-        before, token, behind = text.partition(f"<{medium}>")
+        before, token, behind = text.partition(mark or self.placeholder or f"<{medium}>")
         return (before, behind) if token and token not in behind and QUESTION in behind else None
 
     def _placeholder_id(self) -> int:
@@ -362,38 +358,6 @@ class Host(ABC):
     def _ids(self, text: str) -> Tensor:
         return torch.tensor(
             self.tokenizer(text, add_special_tokens=False)["input_ids"], device=self.device, dtype=torch.int64
-        )
-
-    # ------------------------------------------------------------------ answering
-
-    @torch.no_grad()
-    def generate(self, prompt: Prompt, session: Session, max_new_tokens: int = 64, logits: bool = False) -> Generation:
-        """Greedy stock `generate()` under the session; one at a time on one model."""
-        with self.lock, compressed(self.model, session) as trace:
-            begun = time.perf_counter()
-            out = self.model.generate(
-                inputs_embeds=prompt.embeddings,
-                attention_mask=torch.ones(prompt.embeddings.shape[:2], dtype=torch.int64, device=self.device),
-                position_ids=prompt.position_ids,
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                num_beams=1,
-                temperature=None,  # checkpoints that sample by default leave warnings behind otherwise
-                top_p=None,
-                top_k=None,
-                return_dict_in_generate=True,
-                output_logits=logits,
-            )
-            ended = time.perf_counter()
-        ids = out.sequences[0].tolist()
-        first = trace.marks[0] if trace.marks else ended
-        return Generation(
-            text=self.tokenizer.decode(ids, skip_special_tokens=True).strip(),
-            ids=ids,
-            trace=trace,
-            logits=torch.stack([step[0] for step in out.logits]) if logits else None,
-            prefill_seconds=first - begun,
-            decode_seconds=ended - first,
         )
 
 

@@ -11,6 +11,7 @@ from videoprune.errors import EnvironmentProblem
 from videoprune.models.host import QUESTION, Host, even_units
 
 VICUNA = ("USER: ", f"\n{QUESTION} ASSISTANT:")  # the short form that the model cards of Vicuna-based hosts give
+VICUNA_TURN = f"</s>USER: {QUESTION} ASSISTANT:"
 TOWERS = ("clip_vision_model", "siglip_vision_model")  # one frame at a time, on a fixed grid
 
 
@@ -53,8 +54,10 @@ class Llava15(Host):
         "transformers' LlavaForConditionalGeneration.get_image_features and LlavaProcessor; prompt of "
         "llava-hf/llava-1.5-7b-hf (chat_template.json); frames: as many as fit into its 4 096 positions"
     )
+    next_turn = VICUNA_TURN
     default_recipe = dense(frames=6)
     placeholder = "<image>"
+    video_processor = False
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> str | None:

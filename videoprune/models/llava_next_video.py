@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from videoprune.errors import EnvironmentProblem
-from videoprune.models.host import Host, Preprocess
-from videoprune.models.llava15 import VICUNA, check_whole_grid, dense, tower_type
+from videoprune.models.host import Host
+from videoprune.models.llava15 import VICUNA, VICUNA_TURN, check_whole_grid, dense, tower_type
+from videoprune.models.preprocess import Preprocess
 from videoprune.report.flops import Cost
 
 
@@ -24,6 +25,7 @@ class LlavaNextVideo(Host):
         "transformers' LlavaNextVideoForConditionalGeneration.get_video_features and LlavaNextVideoProcessor; prompt "
         "and 32 frames of the model card llava-hf/LLaVA-NeXT-Video-7B-hf"
     )
+    next_turn = VICUNA_TURN
     default_recipe = dense(frames=32)
     placeholder = "<video>"
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from videoprune.models.host import QUESTION, Host
+from videoprune.models.llava15 import dense
 
 
 class LlavaOnevision(Host):
@@ -21,7 +22,12 @@ class LlavaOnevision(Host):
     family = "llava-onevision"
     accepts = "llava_onevision (LLaVA-OneVision)"
     stock = "LlavaOnevisionForConditionalGeneration"
-    source = "transformers' LlavaOnevisionForConditionalGeneration.get_video_features and the model's chat template"
+    source = (
+        "transformers' LlavaOnevisionForConditionalGeneration.get_video_features and LlavaOnevisionVideoProcessor; the "
+        "checkpoint's chat template; 32 frames: as its authors evaluate it (arXiv 2408.03326)"
+    )
+    default_recipe: ClassVar[str | Mapping[str, Any]] = dense(frames=32)
+    next_turn = f"<|im_end|><|im_start|>user \n{QUESTION}<|im_end|><|im_start|>assistant\n"
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> str | None:

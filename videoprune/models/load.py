@@ -11,20 +11,41 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import constants as hub
 from transformers import AutoTokenizer
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from videoprune.errors import EnvironmentProblem, UsageError
 from videoprune.models.demo import DemoModel
-from videoprune.models.host import Host, Preprocess
+from videoprune.models.host import Host
+from videoprune.models.internvl import InternVL
 from videoprune.models.llava15 import Llava15
+from videoprune.models.llava_next import LlavaNext
 from videoprune.models.llava_next_video import LlavaNextVideo
 from videoprune.models.llava_onevision import LlavaOnevision
 from videoprune.models.longva import LongVA
+from videoprune.models.placement import DeviceMap, check_placed, placement
+from videoprune.models.preprocess import CLIP_MEAN, CLIP_STD, HALF, NORMALISATIONS, Preprocess, check_fit, square_side
+from videoprune.models.qwen2_5_vl import Qwen25VL
+from videoprune.models.qwen2_vl import Qwen2VL
+from videoprune.models.qwen3_vl import Qwen3VL
 from videoprune.models.video_llava import VideoLlava
+from videoprune.models.weights import check_weights_fit, read_weights
 
-FAMILIES: tuple[type[Host], ...] = (DemoModel, LlavaOnevision, LongVA, LlavaNextVideo, VideoLlava, Llava15)
+FAMILIES: tuple[type[Host], ...] = (
+    DemoModel,
+    LlavaOnevision,
+    LongVA,
+    LlavaNextVideo,
+    VideoLlava,
+    Llava15,
+    LlavaNext,
+    InternVL,
+    Qwen2VL,
+    Qwen25VL,
+    Qwen3VL,
+)
 
 DTYPES = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16}
 DTYPES |= {"float16": torch.float16, "fp16": torch.float16}
@@ -119,6 +140,11 @@ def read_json(model: str, name: str, revision: str | None, required: bool = True
         except (OSError, ValueError) as error:
             if not required:
                 return {}
+            if hub.HF_HUB_OFFLINE:
+                raise EnvironmentProblem(
+                    f"model {model}: {name} is not in the cache, and HF_HUB_OFFLINE is set; unset it, download the model "
+                    f"first (hf download {model}), or give a folder"
+                ) from error
             first = str(error).strip().splitlines()[0]
             raise EnvironmentProblem(
                 f"model {model}: not in the cache and not reachable ({first[:160]}); download it first or give a folder"
@@ -160,25 +186,37 @@ def load_host(
     dtype: str = "auto",
     attn: str = "sdpa",
     revision: str | None = None,
+    frame_fit: str | None = None,
+    device_map: DeviceMap | None = None,
+    quantize: str | None = None,
 ) -> Host:
-    """Load a checkpoint folder or a hub name.
+    """Load a checkpoint folder or a hub name; `frame_fit` replaces its way of fitting frames that are not square.
 
     Raises:
         EnvironmentProblem: model not found, unsupported, damaged or incomplete; device missing.
-        UsageError: bad device, dtype or attention.
+        UsageError: bad device, dtype, attention, frame fit, device map or quantisation.
     """
+    check_fit(frame_fit)
     name = str(model)
     where, device_choice = choose_device(device)
     kind, dtype_choice = choose_dtype(dtype, where)
     attn_choice = check_attention(attn)
+    placed, placed_choices = placement(device_map, quantize, where, kind)
     config = read_json(name, "config.json", revision)
     try:
         family, reason = recognise(config)
         own = family.loading(config)
     except EnvironmentProblem as error:
         raise EnvironmentProblem(f"model {name}: {error}") from error
+    if frame_fit is not None and family.any_shape:
+        raise UsageError(
+            f"--frame-fit {frame_fit}: {family.accepts} takes frames of any shape whole; leave --frame-fit out"
+        )
     choices = [{"name": "family", "value": family.family, "reason": reason}, device_choice, dtype_choice, attn_choice]
-    settings: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "revision": revision, **own}
+    choices += placed_choices
+    settings: dict[str, Any] = {"dtype": kind, "attn_implementation": attn, "revision": revision, **own, **placed}
+    if device_map is None:  # spread over several devices, accelerate does the sums
+        check_weights_fit(name, read_weights(name, revision, config), kind, where, quantize)
     with _quiet():
         loaded = _load_weights(family, name, settings)
         try:
@@ -195,8 +233,14 @@ def load_host(
             f"model {name}: its tokenizer has {len(tokenizer)} entries, its embeddings {rows}; "
             "they belong to different models"
         )
-    preprocess = read_preprocess(name, revision, loaded.config.vision_config, choices)
-    return family(loaded.to(where).eval(), tokenizer, name, preprocess, choices)
+    preprocess = family.own_preprocess(lambda file: read_json(name, file, revision, False), loaded.config, choices)
+    if preprocess is None:
+        preprocess = read_preprocess(name, revision, loaded.config.vision_config, choices, family, frame_fit)
+    if placed:
+        check_placed(loaded, name)
+    else:
+        loaded = loaded.to(where)
+    return family(loaded.eval(), tokenizer, name, preprocess, choices)
 
 
 @contextmanager
@@ -232,29 +276,45 @@ def _load_weights(family: type[Host], name: str, settings: dict[str, Any]) -> An
     return model
 
 
-def read_preprocess(name: str, revision: str | None, vision: Any, choices: list[Choice]) -> Preprocess:
-    """Mean, deviation, size and crop from preprocessor_config.json, else those of the tower's family."""
-    raw = read_json(name, "preprocessor_config.json", revision, required=False)
-    siglip = "siglip" in vision.model_type
-    if not raw:
-        half = (0.5, 0.5, 0.5)
-        choices.append(
-            {
-                "name": "preprocess",
-                "value": "siglip" if siglip else "clip",
-                "reason": "the checkpoint has no preprocessor_config.json",
-            }
-        )
-        return Preprocess(vision.image_size, half, half, crop=False) if siglip else Preprocess(vision.image_size)
-    size = raw.get("size") or {}
-    squeeze = isinstance(size, dict) and "height" in size and not raw.get("do_center_crop")
-    return Preprocess(
-        size=vision.image_size,
-        mean=tuple(raw.get("image_mean", Preprocess.mean)),
-        std=tuple(raw.get("image_std", Preprocess.std)),
-        crop=not squeeze,
-        resample=int(raw.get("resample", Preprocess.resample)),
-    )
+def read_preprocess(
+    name: str,
+    revision: str | None,
+    vision: Any,
+    choices: list[Choice],
+    family: type[Host] | None = None,
+    fit: str | None = None,
+) -> Preprocess:
+    """How frames become pixels: from the checkpoint's processor, else as the tower's family does; `fit` replaces its fit."""
+    size = square_side(vision.image_size)
+    raw, where = _processor_settings(name, revision, family is not None and family.video_processor)
+    native = None if family is None else family.native_fit
+    if raw:
+        preprocess = Preprocess.parse(raw, size, native)
+    else:
+        siglip = "siglip" in vision.model_type
+        usual = (HALF, HALF) if siglip else (CLIP_MEAN, CLIP_STD)
+        mean, std = usual if family is None or family.mean_std is None else family.mean_std
+        preprocess = Preprocess(size, mean, std, native or ("squeeze" if siglip else "crop"))
+        where = "the checkpoint has no processor's settings"
+        choices.append({"name": "preprocess", "value": NORMALISATIONS[mean], "reason": where})
+    if family is not None:
+        how = where if native is None else f"as {family.family} does"
+        reason = f"native: {how}" if fit in (None, preprocess.fit) else f"asked for in place of {preprocess.fit}"
+        choices.append({"name": "frame_fit", "value": fit or preprocess.fit, "reason": reason})
+    return preprocess if fit is None else preprocess.fitted(fit)
+
+
+def _processor_settings(name: str, revision: str | None, video: bool) -> tuple[dict[str, Any], str]:
+    """Settings of a checkpoint's image processor, or of its video processor where it has one, and the file they are from."""
+    nested = read_json(name, "processor_config.json", revision, required=False)
+    files = {"video_processor": "video_preprocessor_config.json", "image_processor": "preprocessor_config.json"}
+    for kind in files if video else ["image_processor"]:
+        if nested.get(kind):
+            return nested[kind], "processor_config.json"
+        raw = read_json(name, files[kind], revision, required=False)
+        if raw:
+            return raw, files[kind]
+    return {}, ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 from transformers import CLIPVisionConfig, LlavaConfig, Qwen2Config
 
 from videoprune.models.host import QUESTION, Host, even_units
+from videoprune.models.llava15 import dense
 
 STRIDE = 2  # mm_spatial_pool_stride, passed by the authors' scripts
 # original name -> name in LlavaForConditionalGeneration; lm_head.weight is the same in both
@@ -77,8 +78,13 @@ class LongVA(Host):
     family = "longva"
     accepts = "llava_qwen in the original layout (LongVA)"
     stock = "LlavaForConditionalGeneration"
-    source = "EvolvingLMMs-Lab/LongVA: mm_utils.py, conversation.py (qwen_1_5), config.json"
+    source = (
+        "EvolvingLMMs-Lab/LongVA: mm_utils.py, conversation.py (qwen_1_5), config.json; 32 frames: the default of its "
+        "evaluation scripts"
+    )
+    default_recipe = dense(frames=32)
 
+    video_processor = False
     unused_weights = rf"{Host.unused_weights}|image_newline$"  # it serves images
 
     @classmethod

@@ -4,12 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
-from videoprune.method import DecodeState, PrefillState
+from videoprune.layer_method import DecodeState, PrefillState
+from videoprune.models.cache import Past, check_even
 from videoprune.ops.counting import CountedFlops
 from videoprune.tokens import VisualTokens
+
+
+@dataclass(frozen=True, eq=False)
+class VisualBlock:
+    """Where the visual tokens stand in a prompt.
+
+    Attributes:
+        start, stop: the block's bounds; text stands before and behind it, and inside too where a family writes frame times.
+        rows: (T,) int64 ascending, the prompt's row of each row of the ledger.
+        deepstack: (T, K, D) what is added to the visual rows behind each of the first K layers, None where nothing is.
+    """
+
+    start: int
+    stop: int
+    rows: Tensor
+    deepstack: Tensor | None = None
+
+    @classmethod
+    def whole(cls, start: int, count: int, device: torch.device) -> VisualBlock:
+        """A block of `count` visual tokens and nothing else."""
+        return cls(start, start + count, torch.arange(start, start + count, device=device))
+
+    @cached_property
+    def _token_at(self) -> Tensor:
+        """(stop - start + 1,) ledger row of each row of the block, -1 for text; the last entry is for what is outside."""
+        table = torch.full((self.stop - self.start + 1,), -1, dtype=torch.int64, device=self.rows.device)
+        table[self.rows - self.start] = torch.arange(len(self.rows), device=self.rows.device)
+        return table
+
+    def token(self, position: Tensor) -> Tensor:
+        """The ledger row at each row `position` of prompt and answer, -1 for text; any shape."""
+        outside = (position < self.start) | (position >= self.stop)
+        return self._token_at[torch.where(outside, self.stop - self.start, position - self.start)]
 
 
 @dataclass(eq=False)
@@ -20,6 +56,19 @@ class Stream:
     cos: Tensor
     sin: Tensor
     index: Tensor
+
+    @classmethod
+    def join(cls, streams: Sequence[Stream]) -> Stream:
+        """Streams (1, S, D) as one (B, S, D); `index` is the first one's.
+
+        Raises:
+            Uneven: they are not equally long.
+        """
+        if len(streams) == 1:
+            return streams[0]
+        check_even(stream.hidden.shape[1] for stream in streams)
+        hidden, cos, sin = (torch.cat([getattr(each, name) for each in streams]) for name in ("hidden", "cos", "sin"))
+        return cls(hidden, cos, sin, streams[0].index)
 
     def keep(self, rows: Tensor) -> Stream:
         return Stream(self.hidden[:, rows], self.cos[:, rows], self.sin[:, rows], self.index[rows])
@@ -34,10 +83,12 @@ class Trace:
         counted: FLOPs of what methods and the report computed beside the model: attention rows, scores.
         visual_rows: visual tokens that entered each layer in prefill.
         kept: layer -> (V',) rows of `tokens` that went on after it.
+        compacted: layers after which the rows that were left were renumbered.
         evicted: (call, layer) -> entries kept, as (K,) or (Hkv, K) indices.
         evidence: (T,) attention of the answer on each visual token, summed over the layers looked at.
         marks: time (perf_counter) at the end of every forward call; the first one after the device is done.
-        prefill_entries, entries: key/value entries of each layer after the first, and after the last call.
+        prefill_entries, entries: key/value entries of each layer when the prompt was read, and after the last call.
+        prompt_calls: forward calls that read the prompt: 2 where its beginning was read for several questions.
     """
 
     queries: list[list[int]] = field(default_factory=list)
@@ -45,11 +96,29 @@ class Trace:
     counted: CountedFlops = field(default_factory=CountedFlops)
     visual_rows: list[int] = field(default_factory=list)
     kept: dict[int, Tensor] = field(default_factory=dict)
+    compacted: set[int] = field(default_factory=set)
     evicted: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     evidence: Tensor | None = None
     marks: list[float] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)
     prefill_entries: list[int] = field(default_factory=list)
+    prompt_calls: int = 1
+
+    def continued(self) -> Trace:
+        """A trace for what follows: the same pruned prompt, its own calls."""
+        return Trace(
+            visual_rows=self.visual_rows,
+            kept=dict(self.kept),
+            compacted=set(self.compacted),
+            prefill_entries=self.prefill_entries,
+        )
+
+    def branch(self) -> Trace:
+        """A trace for one of the questions behind a shared beginning, the reading of which counts as its own."""
+        trace = self.continued()
+        trace.queries, trace.keys, trace.prompt_calls = list(self.queries), list(self.keys), 1 + len(self.queries)
+        trace.counted.total = self.counted.total
+        return trace
 
 
 @dataclass(eq=False)
@@ -57,16 +126,28 @@ class Session:
     """One answer: which rows of the prompt are visual, and the methods that act on them.
 
     Attributes:
-        visual: (start, stop) rows of the prompt that are the visual block.
+        visual: where the visual tokens stand in the prompt.
         tokens: its ledger, one row each.
         prefill, decode: states of the methods, fresh for this answer.
         evidence_layers: layers whose attention is read for the report; empty to read none.
+        past: a cache to continue from: the rows of the prompt that it has seen are not read again.
+        partial: only the beginning of the prompt is read; decode methods wait for the rest.
+        step, read: decoding steps so far, and whether the whole prompt was read.
+        left: the cache as the last call left it.
     """
 
-    visual: tuple[int, int]
+    visual: VisualBlock
     tokens: VisualTokens
     prefill: Sequence[PrefillState] = ()
     decode: Sequence[DecodeState] = ()
     evidence_layers: frozenset[int] = frozenset()
     trace: Trace = field(default_factory=Trace)
+    past: Past | None = None
+    partial: bool = False
     step: int = 0
+    read: bool = False
+    left: Past | None = None
+
+    def __post_init__(self) -> None:
+        if self.past is not None:
+            self.step, self.read = self.past.step, self.past.read

@@ -1,13 +1,15 @@
 """The vision tower as our own loop over its stock layers, so that units can leave between layers.
 
-For towers that see one frame at a time (CLIP, SigLIP). Frames are the batch dimension; frames that keep equally many patches
-run as one dense batch, never padded and never masked. A unit is the set of patches that becomes one language-model token.
+For towers that see one frame at a time (CLIP, SigLIP, InternVL). Frames are the batch dimension; frames that keep equally
+many patches run as one dense batch, never padded and never masked. A unit is the set of patches that becomes one
+language-model token.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -15,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videoprune.errors import UsageError
 from videoprune.method import EncodeMethod, TowerView
+from videoprune.models.tower_layer import TowerLayer
 from videoprune.ops.counting import CountedFlops
 
 
@@ -40,6 +42,17 @@ class TowerOutput:
     cls: Tensor | None
     lengths: list[tuple[int, list[int]]] = field(default_factory=list)
     counted: float = 0.0
+
+    def ledger(self) -> tuple[Tensor, Tensor]:
+        """place (T,) of each kept unit on the full grids, frame-major, and owner (F*U,), the one of them for each unit."""
+        frames, units = self.kept.shape
+        flat = self.kept.flatten()
+        place = flat.nonzero()[:, 0]
+        slot = torch.full((frames * units,), -1, dtype=torch.int64, device=flat.device)
+        slot[place] = torch.arange(len(place), device=flat.device)
+        base = torch.arange(frames, device=flat.device)[:, None] * units
+        absorbed = torch.where(self.absorbed_by >= 0, self.absorbed_by + base, -1).flatten()
+        return place, torch.where(absorbed >= 0, slot[absorbed.clamp(min=0)], -1)
 
 
 @dataclass(eq=False)
@@ -68,24 +81,69 @@ class Books:
         column.scatter_(1, order, torch.arange(width, device=order.device).expand_as(order))
         return order, self.alive.gather(1, order), column
 
+    def write(
+        self, order: Tensor, valid: Tensor, keep: Tensor, absorbed_by: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Enter a decision on the units of `columns()`; returns, for each unit that another absorbs, its frame (M,), its
+        number (M,), the absorber's number (M,), and how many original units it stood for (M,)."""
+        leaves = valid & ~keep
+        into = torch.where(leaves & (absorbed_by >= 0), order.gather(1, absorbed_by.clamp(min=0)), -1)
+        row, place = (into >= 0).nonzero(as_tuple=True)
+        unit, goal = order[row, place], into[row, place]
+        share, self.size = self.size[row, unit], self.size.clone()
+        self.size.index_put_((row, goal), share, accumulate=True)
+        stands = torch.full_like(self.absorbed_by, -1).scatter_(1, order, torch.where(keep, order, into))
+        self.absorbed_by = torch.where(self.absorbed_by >= 0, stands.gather(1, self.absorbed_by.clamp(min=0)), -1)
+        self.alive = torch.zeros_like(self.alive).scatter_(1, order, keep)
+        return row, unit, goal, share
+
+
+def acting(methods: Sequence[EncodeMethod], depth: int) -> dict[int, list[tuple[EncodeMethod, int]]]:
+    """Layer -> the methods that act after it, each with which of its layers this is."""
+    at: dict[int, list[tuple[EncodeMethod, int]]] = {}
+    for method in methods:
+        for step, number in enumerate(method.layers(depth)):
+            at.setdefault(number, []).append((method, step))
+    return at
+
+
+def decide(method: EncodeMethod, valid: Tensor, view: Callable[[slice], TowerView]) -> tuple[Tensor, Tensor]:
+    """Call the method window by window on frames (F, W): keep (F, W) bool and absorbed_by (F, W) column or -1."""
+    keep, absorbed_by = valid.clone(), torch.full(valid.shape, -1, dtype=torch.int64, device=valid.device)
+    together = method.window if method.window > 1 else len(valid)  # independent frames share one call
+    for start in range(0, len(valid), together):
+        rows = slice(start, min(start + together, len(valid)))
+        plan = method.plan(view(rows))
+        if plan is not None:
+            keep[rows] &= plan.keep
+            if plan.absorbed_by is not None:
+                absorbed_by[rows] = plan.absorbed_by
+    return keep, absorbed_by
+
 
 class DenseTower:
     """A per-frame vision tower.
 
     Args:
-        tower: stock CLIPVisionModel or SiglipVisionModel.
+        tower: stock CLIPVisionModel, SiglipVisionModel or InternVLVisionModel.
         stop: layers that run; a host that selects hidden state -2 never computes the last one.
         unit_of_patch: (N,) int64, unit of every patch, raster order; units are numbered in raster order too.
         has_cls: whether row 0 is a [CLS].
+
+    Attributes:
+        cls_substitute: what methods read in the place of the attention of [CLS] on a tower without one; None: nothing.
     """
+
+    cls_substitute: str | None = "mean received attention"
 
     def __init__(self, tower: Any, stop: int, unit_of_patch: Tensor, has_cls: bool) -> None:
         self.stop, self.has_cls, self.extra = stop, has_cls, int(has_cls)
         inner = getattr(tower, "vision_model", tower)
         self.embeddings = inner.embeddings
         self.first_norm: Callable[[Tensor], Tensor] = getattr(inner, "pre_layrnorm", nn.Identity())
-        self.layers: Sequence[Any] = inner.encoder.layers
-        device = self.layers[0].layer_norm1.weight.device
+        stack = inner.encoder
+        self.layers = [TowerLayer(layer) for layer in (stack.layers if hasattr(stack, "layers") else stack.layer)]
+        device = next(stack.parameters()).device
         self.unit_of_patch = unit_of_patch.to(device)
         self.patches, self.units = len(unit_of_patch), int(unit_of_patch.max()) + 1
         # patch_at[u, o]: the o-th patch of unit u. A unit at the ragged edge of an odd grid has fewer and repeats them, so
@@ -114,23 +172,22 @@ class DenseTower:
                 torch.arange(self.patches, device=device).expand(frames, -1),
             )
         ]
-        acting: dict[int, list[tuple[EncodeMethod, int]]] = {}
-        for method in methods:
-            for step, number in enumerate(method.layers(self.stop)):
-                acting.setdefault(number, []).append((method, step))
+        del hidden  # else the first layer's input would stay to the end
+        at = acting(methods, self.stop)
         patterns: list[list[int]] = [[] for _ in range(frames)]
         counter = CountedFlops()
         for number in range(self.stop):
             layer, entered = self.layers[number], [group.hidden for group in groups]
-            for group in groups:
-                group.hidden = layer(group.hidden, None)
-                for row in range(frames) if len(groups) == 1 else group.frame.tolist():
-                    patterns[row].append(group.hidden.shape[1])
-            for method, step in acting.get(number, ()):
-                act = _Act(self, number, step, groups, entered, books, pixels, frame)
+            with listening(layer.keys_come_from if number in at else None) as keys:
+                for group in groups:
+                    group.hidden = layer(group.hidden)
+                    for row in range(frames) if len(groups) == 1 else group.frame.tolist():
+                        patterns[row].append(group.hidden.shape[1])
+            for method, step in at.get(number, ()):
+                act = _Act(self, number, step, groups, entered, keys, books, pixels, frame)
                 with counter:
                     groups = act.shrink(*act.decide(method))
-                entered = [group.hidden for group in groups]
+                entered, keys = [group.hidden for group in groups], []
         full, first, _ = self._spread(groups, frames)
         if methods:
             owner = books.absorbed_by[:, self.unit_of_patch]  # (F, N)
@@ -156,6 +213,18 @@ class DenseTower:
         return values, first, present
 
 
+@contextmanager
+def listening(module: nn.Module | None) -> Iterator[list[Tensor]]:
+    """What `module` gives at each call inside the `with`; nothing for None."""
+    outputs: list[Tensor] = []
+    handle = None if module is None else module.register_forward_hook(lambda _, __, out: outputs.append(out))
+    try:
+        yield outputs
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
 class _Act:
     """One method after one layer: what it sees, and what comes of its decision."""
 
@@ -166,51 +235,38 @@ class _Act:
         step: int,
         groups: list[Group],
         entered: list[Tensor],
+        projected: list[Tensor],
         books: Books,
         pixels: Tensor,
         frame: Tensor,
     ) -> None:
         self.tower, self.layer, self.number, self.step = tower, tower.layers[number], number, step
         self.groups, self.entered, self.books, self.pixels, self.frame = groups, entered, books, pixels, frame
+        self.projected = projected
         self.order, self.valid, self.column = books.columns()
 
     def decide(self, method: EncodeMethod) -> tuple[Tensor, Tensor]:
         """Call the method window by window: keep (F, W) bool and absorbed_by (F, W) column or -1."""
-        attention = self.layer.self_attn
         hidden = self._unit_means([group.hidden[:, self.tower.extra :] for group in self.groups])
-        keys = self._unit_means(
-            [
-                attention.k_proj(self.layer.layer_norm1(rows[:, self.tower.extra :]))
-                .unflatten(-1, (attention.num_heads, -1))
-                .mean(dim=-2)
-                for rows in self.entered
-            ]
-        )
         size = self.books.size.gather(1, self.order)
-        keep, absorbed_by = self.valid.clone(), torch.full_like(self.order, -1)
-        together = method.window if method.window > 1 else len(self.order)  # independent frames share one call
-        for start in range(0, len(self.order), together):
-            rows = slice(start, min(start + together, len(self.order)))
-            view = TowerView(
+        return decide(
+            method,
+            self.valid,
+            lambda rows: TowerView(
                 layer=self.number,
                 depth=self.tower.stop,
                 step=self.step,
                 hidden=hidden[rows],
-                keys=keys[rows],
+                keys=lambda: self._keys[rows],
                 unit=self.order[rows],
                 valid=self.valid[rows],
                 size=size[rows],
                 total=self.tower.units,
                 frame=self.frame[rows],
-                cls_attention=lambda rows=rows: self._cls_attention[rows],  # type: ignore[misc]
-                pixels=lambda rows=rows: self.pixels[rows],  # type: ignore[misc]
-            )
-            plan = method.plan(view)
-            if plan is not None:
-                keep[rows] &= plan.keep
-                if plan.absorbed_by is not None:
-                    absorbed_by[rows] = plan.absorbed_by
-        return keep, absorbed_by
+                cls_attention=lambda: self._cls_attention[rows],
+                pixels=lambda: self.pixels[rows],
+            ),
+        )
 
     def _target(self, group: Group) -> Tensor:
         """(f, P) column of each patch's unit."""
@@ -231,19 +287,37 @@ class _Act:
         return mean
 
     @cached_property
+    def _key_rows(self) -> list[Tensor]:
+        """(f, extra+P, C) of each group: the layer's own keys, or for a second method after the layer those of its output."""
+        if self.projected:
+            return self.projected
+        return [self.layer.keys(rows) for rows in self.entered]
+
+    @cached_property
+    def _keys(self) -> Tensor:
+        """(F, W, d) mean over heads and over the patches of a unit."""
+        heads = self.layer.heads
+        patches = [rows[:, self.tower.extra :] for rows in self._key_rows]
+        return self._unit_means([rows.unflatten(-1, (heads, -1)).mean(dim=-2) for rows in patches])
+
+    @cached_property
     def _cls_attention(self) -> Tensor:
-        """(F, W) the layer's attention of [CLS] on each unit: softmax over all rows, mean over heads, sum over patches."""
-        if not self.tower.has_cls:
-            raise UsageError("this vision tower has no [CLS]; the method needs one: choose a method that reads none")
-        attention, heads = self.layer.self_attn, self.layer.self_attn.num_heads
+        """(F, W) the layer's attention of [CLS] on each unit: softmax over all rows, mean over heads, sum over patches.
+
+        A tower without [CLS] gives what each unit receives from all rows on average instead, as VisionZip does there.
+        """
+        layer, heads = self.layer, self.layer.heads
         share = torch.zeros(self.order.shape, device=self.order.device)
-        for group, rows in zip(self.groups, self.entered, strict=True):
-            normed = self.layer.layer_norm1(rows)
-            query = attention.q_proj(normed[:, :1]).unflatten(-1, (heads, -1)).transpose(1, 2)
-            keys = attention.k_proj(normed).unflatten(-1, (heads, -1)).transpose(1, 2)
-            row = (query @ keys.transpose(-1, -2)).float().mul(attention.scale).softmax(dim=-1).mean(dim=1)[:, 0, 1:]
-            share[group.frame] = torch.zeros(len(row), share.shape[1], device=row.device).scatter_add_(
-                1, self._target(group), row
+        for group, rows, projected in zip(self.groups, self.entered, self._key_rows, strict=True):
+            keys = projected.unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)
+            asking = rows[:, :1] if self.tower.has_cls else rows
+            total = torch.zeros(rows.shape[:2], device=rows.device)
+            for part in asking.split(64, dim=1):  # bounds the memory to 64 rows a head and frame
+                query = layer.queries(part).unflatten(-1, (heads, -1)).transpose(1, 2)
+                total += (query @ keys).float().mul(layer.scale).softmax(dim=-1).mean(dim=1).sum(dim=1)
+            received = total[:, self.tower.extra :] / asking.shape[1]
+            share[group.frame] = torch.zeros(len(rows), share.shape[1], device=rows.device).scatter_add_(
+                1, self._target(group), received
             )
         return share
 
@@ -254,14 +328,10 @@ class _Act:
         that each stands for.
         """
         tower, books = self.tower, self.books
-        leaves = self.valid & ~keep
-        into = torch.where(leaves & (absorbed_by >= 0), self.order.gather(1, absorbed_by.clamp(min=0)), -1)
         values, first, present = tower._spread(self.groups, len(keep))
-        row, place = (into >= 0).nonzero(as_tuple=True)
-        unit, goal = self.order[row, place], into[row, place]
-        share = books.size[row, unit]
+        mass = books.size[:, tower.unit_of_patch].float()
+        row, unit, goal, share = books.write(self.order, self.valid, keep, absorbed_by)
         if len(row):
-            mass = books.size[:, tower.unit_of_patch].float()
             total = values.float() * mass[..., None]
             for offset in range(tower.largest):
                 has = tower.patches_in[unit] > offset
@@ -270,12 +340,6 @@ class _Act:
                 total.index_put_((row[has], at), values[row[has], source].float() * weight[:, None], accumulate=True)
                 mass.index_put_((row[has], at), weight, accumulate=True)
             values = (total / mass[..., None]).to(values.dtype)
-        size = books.size.clone()
-        size.index_put_((row, goal), share, accumulate=True)
-        stands = torch.full_like(books.absorbed_by, -1).scatter_(1, self.order, torch.where(keep, self.order, into))
-        books.absorbed_by = torch.where(books.absorbed_by >= 0, stands.gather(1, books.absorbed_by.clamp(min=0)), -1)
-        books.alive = torch.zeros_like(books.alive).scatter_(1, self.order, keep)
-        books.size = size
         stays = books.alive[:, tower.unit_of_patch] & present
         counts = stays.sum(dim=1)
         groups = []

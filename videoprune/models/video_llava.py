@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from videoprune.models.framing import with_rows
 from videoprune.models.host import Host, even_units
-from videoprune.models.llava15 import VICUNA, dense, tower_type
+from videoprune.models.llava15 import VICUNA, VICUNA_TURN, dense, tower_type
 from videoprune.models.tower import TowerOutput
 from videoprune.report.flops import Cost
 from videoprune.tokens import VisualTokens
@@ -19,8 +18,8 @@ from videoprune.tokens import VisualTokens
 class VideoLlava(Host):
     """Stock VideoLlavaForConditionalGeneration.
 
-    The [CLS] rows are added rows: weight 0, no cell, no part in any count. Merge methods leave them alone; what needs
-    whole grids and nothing else (METok's pooling) refuses.
+    The [CLS] rows are added rows: weight 0, no cell, no part in any count. Merge methods leave them alone, prefill methods
+    do not see them, decode methods may evict their entries.
     """
 
     family = "video-llava"
@@ -30,6 +29,7 @@ class VideoLlava(Host):
         "transformers' VideoLlavaForConditionalGeneration.get_video_features and VideoLlavaProcessor; prompt of the model "
         "card LanguageBind/Video-LLaVA-7B-hf; 8 frames: PKU-YuanGroup/Video-LLaVA, languagebind/video/processing_video.py"
     )
+    next_turn = VICUNA_TURN
     default_recipe = dense(frames=8)
     placeholder = "<video>"
 
@@ -55,43 +55,15 @@ class VideoLlava(Host):
     def projector_cost(self, rows: int) -> Cost:
         return super().projector_cost(rows + rows // self.tower.patches)  # one [CLS] a frame
 
+    def added_rows(self, frames: int) -> int:
+        return frames
+
     def _tokens(self, features: Tensor, out: TowerOutput, seconds: Tensor) -> VisualTokens:
         tokens = super()._tokens(features, out, seconds)
         if out.cls is None:
             raise ValueError("a Video-LLaVA tower has a [CLS] row")
-        return lead_frames(tokens, self.project(out.cls))
+        return with_rows(tokens, list(self.project(out.cls)[:, None]))
 
     def template(self) -> tuple[str, str]:
         """From the checkpoint's chat template where it knows videos, else Vicuna's short form."""
         return self.chat("video") or VICUNA
-
-
-def lead_frames(tokens: VisualTokens, features: Tensor) -> VisualTokens:
-    """Add one row of weight 0 without a cell before each frame's rows, features (F, D).
-
-    `tokens` are as the tower gave them, in order of their positions. Each added row takes a position of its own, as in the
-    unpruned prompt, whether or not rows of its frame are left.
-    """
-    frames, device = tokens.frames, tokens.frame.device
-    number = torch.arange(frames, device=device)
-    lead = number * (tokens.per_frame + 1)
-    position = torch.cat((lead, tokens.position + tokens.frame + 1))
-    order = torch.argsort(position)
-    moved = torch.argsort(order)[frames:]  # where each row of `tokens` stands now
-
-    def joined(added: Tensor, own: Tensor) -> Tensor:
-        return torch.cat((added.to(own), own))[order]
-
-    none = torch.full((frames,), -1, device=device)
-    return replace(
-        tokens,
-        features=joined(features, tokens.features),
-        frame=joined(number, tokens.frame),
-        cell=joined(none[:, None].expand(-1, 2), tokens.cell),
-        event=joined(none, tokens.event),
-        seconds=joined(tokens.frame_seconds, tokens.seconds),
-        weight=joined(torch.zeros_like(number), tokens.weight),
-        owner=torch.where(tokens.owner >= 0, moved[tokens.owner.clamp(min=0)], tokens.owner),
-        position=position[order],
-        extent=frames * (tokens.per_frame + 1),
-    ).check()
