@@ -12,12 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.oracle import oracle_logits
 from tests.tiny import longva, onevision
-from videoprune import pipeline as pipeline_module
+from videoprune import watching
 from videoprune.demo.film import make_film
 from videoprune.errors import EnvironmentProblem, FilmError, UsageError
 from videoprune.models.load import load_host
 from videoprune.pipeline import Pipeline
 from videoprune.recipe import Recipe, recipe_names
+from videoprune.registry import find
 
 QUESTION = "What happens after the red circle?"
 # one of everything, sized for a film of 40 seconds: 640 tokens
@@ -124,7 +125,7 @@ def test_analytic_flops_equal_the_counter(recipe: str, pipe: Pipeline, film: Pat
 def test_the_size_of_chunks_changes_nothing(pipe: Pipeline, film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used = with_recipe(pipe, CHAIN)
     whole = used.watch(film).ask(QUESTION, logits=True)
-    monkeypatch.setattr(pipeline_module, "CHUNK", 16)
+    monkeypatch.setattr(watching, "CHUNK", 16)
     parts = used.watch(film).ask(QUESTION, logits=True)
     assert torch.equal(whole.tokens.owner, parts.tokens.owner)
     torch.testing.assert_close(whole.logits, parts.logits, atol=1e-4, rtol=0)
@@ -200,6 +201,15 @@ def test_bad_recipes_are_refused_before_weights_are_read(tmp_path: Path) -> None
 def test_schedules_that_do_not_fit_the_model_are_refused(pipe: Pipeline) -> None:
     with pytest.raises(UsageError, match="layers"):
         pipe.with_recipe({"prefill": {"method": "metok", "layers": [3, 4, 5]}})
+
+
+def test_stages_before_the_store_may_not_look_at_the_question(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is stored of a film serves every question."""
+    for stage, name in (("encode", "random"), ("segment", "uniform")):
+        method = find(stage, name).load()
+        monkeypatch.setattr(method, "needs_question", True)
+        with pytest.raises(UsageError, match=f"{stage}: {name} drops by the question"):
+            pipe.with_recipe({stage: {"method": name, "keep": 0.5} if stage == "encode" else {"method": name}})
 
 
 def test_seeds_decide_random_methods(pipe: Pipeline, film: Path) -> None:

@@ -166,3 +166,29 @@ def test_budget(total: int, keep: float | int | None, at_most: int | None, want:
 def test_shares_that_are_none_are_refused(bad: object) -> None:
     with pytest.raises(UsageError, match=r"keep: .* is given; allowed"):
         check_share("keep", bad)  # type: ignore[arg-type]
+
+
+def test_mrope_positions_are_frame_row_and_column() -> None:
+    """Frames go on from chunk to chunk, rows and columns do not; renumbering closes gaps in time alone."""
+    features = torch.arange(12.0)[:, None]
+    chunk = VisualTokens.from_frames(features, torch.arange(2.0), (2, 3), mrope=True, interval=1.0)
+    assert chunk.position.tolist() == [[0] * 6 + [1] * 6, [0, 0, 0, 1, 1, 1] * 2, [0, 1, 2] * 4]
+    whole = VisualTokens.concat([chunk, chunk])
+    assert whole.position[0].tolist() == [number // 6 for number in range(24)]
+    assert torch.equal(whole.position[1:], chunk.position[1:].repeat(1, 2))
+    assert (whole.extent, whole.interval) == (4, 1.0)
+    kept = whole.keep(torch.tensor([1, 5, 20]))
+    assert kept.position.tolist() == [[0, 0, 3], [0, 1, 0], [1, 2, 2]]
+    renumbered = kept.compacted()
+    assert renumbered.position.tolist() == [[0, 0, 1], [0, 1, 0], [1, 2, 2]]
+    assert (kept.extent, renumbered.extent) == (4, 2)
+    added = kept.insert(torch.tensor([1]), torch.zeros(1, 1))
+    assert added.position.tolist() == [[0, 0, 0, 3], [0, 1, 1, 0], [1, 2, 2, 2]]
+    merged = whole.merge(torch.arange(24) // 2 * 2)
+    assert torch.equal(merged.position, whole.position[:, ::2])
+
+
+def test_chunks_of_one_film_have_one_grid() -> None:
+    parts = [VisualTokens.from_frames(torch.zeros(6, 1), torch.zeros(1), grid) for grid in ((2, 3), (3, 2))]
+    with pytest.raises(ValueError, match=r"\(2, 3\), \(3, 2\)"):
+        VisualTokens.concat(parts)

@@ -56,7 +56,7 @@ class Asked:
         pipe = self.video.pipeline
         depth = pipe.host.decoder_shape.layers
         # started in any case: decode methods read what prefill methods publish
-        prefill = [method.start(self.run, depth) for method in pipe.stages.prefill]
+        prefill = [method.begin(self.run, depth) for method in pipe.stages.prefill]
         return Session(
             visual=self.prompt.visual,
             tokens=self.tokens,
@@ -126,6 +126,9 @@ def prepare(video: Video, question: str, history: Sequence[tuple[str, Sequence[i
     with stopwatch("merge"), CountedFlops() as merging:
         tokens = merge(video.tokens, run, stages.aware, host)
     prompt, choices = conversation(host, history, host.phrase(question), tokens)
+    if prompt.position_ids.ndim == 3 and any(method.positions == "compact" for method in stages.prefill):
+        reason = "M-RoPE positions are a token's time and place; those left inside the language model keep theirs"
+        choices = [*choices, {"name": "prefill.positions", "value": "original", "reason": reason}]
     costs: Mapping[str, Cost] = video.costs
     asked = Asked(
         video=video,
@@ -181,7 +184,7 @@ def relevance(video: Video, question: str) -> Tensor:
             tokens=video.tokens,
             text=question,
             question=host.embed(host.question_ids(question)),
-            vocabulary_mean=host.model.get_input_embeddings().weight.float().mean(dim=0),
+            vocabulary_mean=host.model.get_input_embeddings().weight.mean(dim=0, dtype=torch.float32),
             observed=video.observed,
         )
     )

@@ -15,14 +15,16 @@ from typing import Any
 from videoprune import demo
 from videoprune.answer import Answer, Choice, Progress, check_question
 from videoprune.errors import EnvironmentProblem
+from videoprune.models.fits import CLS_CHOICE
 from videoprune.models.host import Host
 from videoprune.models.load import load_host
+from videoprune.models.placement import DeviceMap
 from videoprune.recipe import Recipe
 from videoprune.stages import Stages
 from videoprune.store import Store
 from videoprune.video import FrameRule
 from videoprune.watched import Video
-from videoprune.watching import Watcher, decoded, open_film
+from videoprune.watching import Watcher, decoded, open_film, spacing
 
 
 class Pipeline:
@@ -33,11 +35,11 @@ class Pipeline:
     ) -> None:
         self.host, self.recipe, self.decoder, self.seed = host, recipe, decoder, seed
         self.stages = Stages.of(recipe)
-        self.stages.check(host)
+        substitutes = self.stages.check(host)
         Store(
             self.stages.blind, self.stages.segment, host, recipe.watch.at_most
         )  # refuses a bound that nothing can hold
-        self.choices = [*host.choices, *choices]
+        self.choices = [*host.choices, *substitutes, *choices]
 
     @classmethod
     def load(
@@ -53,6 +55,9 @@ class Pipeline:
         seed: int = 0,
         revision: str | None = None,
         max_new_tokens: int | None = None,
+        frame_fit: str | None = None,
+        device_map: DeviceMap | None = None,
+        quantize: str | None = None,
     ) -> Pipeline:
         """Load a model and check a recipe against it.
 
@@ -65,6 +70,10 @@ class Pipeline:
             seed: for the methods that draw at random.
             revision: of a hub model.
             max_new_tokens: longest answer; None takes the recipe's.
+            frame_fit: "crop", "pad" or "squeeze" a frame that is not square; None does as the model was trained.
+            device_map: "auto" leaves weights of decoder layers in main memory that find no room on the device; or modules to
+                place, as accelerate takes them.
+            quantize: "4bit" or "8bit", through bitsandbytes.
 
         Raises:
             UsageError: bad recipe, override or option, before any weights are read where possible.
@@ -80,7 +89,16 @@ class Pipeline:
             raise EnvironmentProblem(
                 "the demo model is not in this installation; install the package anew, or give --model"
             )
-        host = load_host(os.fspath(folder), device=device, dtype=dtype, attn=attn, revision=revision)
+        host = load_host(
+            os.fspath(folder),
+            device=device,
+            dtype=dtype,
+            attn=attn,
+            revision=revision,
+            frame_fit=frame_fit,
+            device_map=device_map,
+            quantize=quantize,
+        )
         choices: list[Choice] = []
         if named is None:
             named = Recipe.load(host.default_recipe, overrides)
@@ -96,7 +114,8 @@ class Pipeline:
     ) -> Pipeline:
         """Another recipe on the same loaded model."""
         loaded = Recipe.load(recipe, overrides)
-        kept = [choice for choice in self.choices if choice["name"] != "recipe" and choice not in self.host.choices]
+        own = ("recipe", CLS_CHOICE)
+        kept = [choice for choice in self.choices if choice["name"] not in own and choice not in self.host.choices]
         chosen = {"name": "recipe", "value": loaded.name, "reason": "asked for"}
         return Pipeline(self.host, loaded, decoder=self.decoder, seed=self.seed, choices=[*kept, chosen])
 
@@ -112,7 +131,6 @@ class Pipeline:
         film: str | os.PathLike[str],
         *,
         frames: FrameRule | None = None,
-        question_known: bool = False,
         progress: Progress | None = None,
     ) -> Video:
         """Decode and encode a film and run the question-blind stages, a chunk of frames at a time.
@@ -120,7 +138,6 @@ class Pipeline:
         Args:
             film: path.
             frames: replaces the recipe's frame rule.
-            question_known: accepted for symmetry with `ask`; no stage here drops frames by the question.
             progress: called with (stage, done, total).
 
         Raises:
@@ -128,7 +145,7 @@ class Pipeline:
         """
         rule = frames or self.recipe.frames
         with open_film(film, rule, [self]) as reader:
-            watcher = Watcher(self, film, rule, len(reader) or None, progress)
+            watcher = Watcher(self, film, rule, len(reader) or None, progress, spacing(reader.info, rule))
             for batch in decoded(reader, watcher.stopwatch):
                 watcher.add(batch)
             info, warnings = reader.info, list(reader.warnings)
@@ -148,5 +165,34 @@ class Pipeline:
     def ask(self, film: str | os.PathLike[str], question: str, **watch: Any) -> Answer:
         """Watch a film for one question and answer it; keywords as for `watch`."""
         check_question(question)
-        video = self.watch(film, question_known=True, **watch)
+        video = self.watch(film, **watch)
         return video.ask(question, progress=watch.get("progress"))
+
+    def ask_batch(
+        self,
+        pairs: Sequence[tuple[str | os.PathLike[str] | Video, str]],
+        *,
+        size: int = 8,
+        logits: bool = False,
+        **watch: Any,
+    ) -> list[Answer]:
+        """Answer questions on several films, those with equally long prompts in batches; the answers are those of asking
+        one by one.
+
+        A batch runs where every prefill and decode method's count is known beforehand and prompts are equally long: fixed
+        frame counts, the same keep, questions of as many tokens. There is no padding; what fits no batch is asked by itself.
+        `answer.report.choices` says which, under the name "batch".
+
+        Args:
+            pairs: (film, question); a film is a path or one watched by this pipeline.
+            size: prompts at a time.
+            logits: keep the logits of every decoded step.
+            watch: keywords as for `watch`, for the films given by path.
+
+        Raises:
+            UsageError: as `ask`; a film that another pipeline watched.
+            FilmError: a film cannot be read.
+        """
+        from videoprune.batches import ask_batch
+
+        return ask_batch(self, pairs, size, logits, watch)

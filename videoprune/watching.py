@@ -16,11 +16,13 @@ from torch import Tensor
 
 from videoprune.answer import Progress, silent
 from videoprune.models.host import Encoded, Sampling
+from videoprune.models.shortage import halving
 from videoprune.ops.counting import CountedFlops
 from videoprune.report.flops import Cost
 from videoprune.report.report import Stopwatch
 from videoprune.run import Events
 from videoprune.store import Store
+from videoprune.tokens import VisualTokens
 from videoprune.video import Film, FilmInfo, FrameRule, Frames, prefetch, targets
 from videoprune.watched import Video
 
@@ -33,8 +35,7 @@ AHEAD = 1  # decoded chunks that wait for the model
 
 def open_film(film: str | os.PathLike[str], rule: FrameRule, pipes: Sequence[Pipeline]) -> Film:
     """A film opened so that its chunks have whole windows for the encode methods of every pipeline."""
-    window = math.lcm(*(pipe.host.pair * method.window for pipe in pipes for method in pipe.stages.encode))
-    window = math.lcm(window, *(pipe.host.pair for pipe in pipes))
+    window = window_of(pipes)
     return Film(film, rule, decoder=pipes[0].decoder, chunk=-(-CHUNK // window) * window, window=window)
 
 
@@ -43,6 +44,12 @@ def spacing(info: FilmInfo, rule: FrameRule) -> float | None:
     seconds = targets(info, rule)
     repeated = rule.keyframes or (info.frames is not None and info.frames < len(seconds))
     return None if repeated or len(seconds) < 2 else float(seconds[1] - seconds[0])
+
+
+def window_of(pipes: Sequence[Pipeline]) -> int:
+    """Frames that every pipeline's encode methods and tower look at together: chunks are multiples of it."""
+    pairs = [pipe.host.pair for pipe in pipes]
+    return math.lcm(*pairs, *(pipe.host.pair * method.window for pipe in pipes for method in pipe.stages.encode))
 
 
 def decoded(film: Film, stopwatch: Stopwatch) -> Iterator[Frames]:
@@ -85,6 +92,7 @@ class Watcher:
         self.store = Store(stages.blind, stages.segment, pipe.host, pipe.recipe.watch.at_most, pipe.seed)
         self.sampling = None if total is None else Sampling(total, interval)
         self.done = 0
+        self.together = 2**31  # frames encoded at a time; less once memory ran out
         self._observed: list[Tensor] = []
         self._encoding = Cost()
         self._merging = CountedFlops()
@@ -92,10 +100,21 @@ class Watcher:
     def add(self, batch: Frames) -> None:
         """Encode and store a chunk."""
         with self.stopwatch("encode"):
-            encoded = self.pipe.host.encode(
-                batch.images, batch.seconds, self.done, self.pipe.stages.encode, self.sampling
-            )
+            encoded = self._encode(batch)
         self.take(batch, encoded)
+
+    def _encode(self, batch: Frames) -> Encoded:
+        """Encode a chunk, in halves from the first time on that memory runs out."""
+        host, methods = self.pipe.host, self.pipe.stages.encode
+
+        def part(start: int, stop: int) -> Encoded:
+            rows = slice(start, stop)
+            return host.encode(batch.images[rows], batch.seconds[rows], self.done + start, methods, self.sampling)
+
+        parts, self.together = halving(part, len(batch), self.together, window_of([self.pipe]), host, self.film)
+        if len(parts) == 1:
+            return parts[0]
+        return Encoded(VisualTokens.concat([each.tokens for each in parts]), sum((each.cost for each in parts), Cost()))
 
     def take(self, batch: Frames, encoded: Encoded) -> None:
         """Store a chunk that was encoded already: pipelines with the same encode stage can share one encoding."""
