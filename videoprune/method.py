@@ -3,6 +3,7 @@
 A method is a frozen dataclass: its fields are its hyper-parameters with the paper's defaults, `__post_init__` refuses bad
 ones, and one function does the work by calling a pure function on tensors that stands above the class in the same file.
 A file `videoprune/STAGE/NAME.py` holds one class with a `paper`: that makes it the method NAME of that stage.
+Those of the two stages inside the language model are in `videoprune.layer_method`.
 The plain class attributes below are what `videoprune methods` lists; it reads them from the source, without importing.
 """
 
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from videoprune.checks import check_positions
 from videoprune.run import Events, Run
@@ -30,6 +31,7 @@ class Method(ABC):
         needs_question: whether its choice depends on the question.
         needs_relevance: whether it reads the frames' relevance or the events' ranks, which a scorer then has to find.
         fixed_count: whether its token count is known before the data is seen.
+        search: the options that `videoprune tune` searches, (name, low, high); an entry of a list has its list's bounds.
         attention: which attention it reads: "none", "[CLS] row", "last row", "text rows", "recent rows", "all rows".
     """
 
@@ -39,6 +41,7 @@ class Method(ABC):
     needs_relevance: ClassVar[bool] = False
     fixed_count: ClassVar[bool] = True
     attention: ClassVar[str] = "none"
+    search: ClassVar[tuple[tuple[str, float, float], ...]] = (("keep", 0.02, 0.98),)
 
     @property
     def identity(self) -> bool:
@@ -139,22 +142,23 @@ class TowerView:
         layer, depth: index of the layer that just ran, and the number of layers that will run.
         step: which of the method's layers this is, from 0.
         hidden: (F, U, C) residual stream after the layer.
-        keys: (F, U, d) keys of that layer's attention, mean over heads, before any rotary embedding.
+        keys: call it for (F, U, d) keys of that layer's attention, mean over heads, before any rotary embedding.
         unit: (F, U) int64, the unit's number on the full grid, ascending in each frame.
         valid: (F, U) bool; False pads frames that have fewer units than others.
         size: (F, U) int64, how many original units each stands for.
         total: units a frame entered the tower with.
         frame: (F,) int64, index of each frame in the film.
-        cls_attention: call it for (F, U) attention of [CLS] on each unit (mean over heads, sum over its patches), or
-            raises UsageError on a tower without [CLS].
+        cls_attention: call it for (F, U) attention of [CLS] on each unit (mean over heads, sum over its patches); on a
+            tower without [CLS] what each unit receives from all rows on average, VisionZip's rule there.
         pixels: call it for (F, 3, H, W), the normalised pixels.
+        grid: (rows, columns) that the `total` units were in, None for a square.
     """
 
     layer: int
     depth: int
     step: int
     hidden: Tensor
-    keys: Tensor
+    keys: Callable[[], Tensor]
     unit: Tensor
     valid: Tensor
     size: Tensor
@@ -162,6 +166,7 @@ class TowerView:
     frame: Tensor
     cls_attention: Callable[[], Tensor]
     pixels: Callable[[], Tensor]
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,9 +210,19 @@ class EncodeMethod(Budgeted):
 class MergeMethod(Budgeted):
     """Fewer tokens before the language model.
 
+    Class attributes:
+        whole_grids: whether it pools over grids that no earlier stage has thinned out.
+
     Args:
         positions: "original" (survivors keep theirs) or "compact" (renumbered from 0 after this method).
+
+    Attributes:
+        ranked: the method keeps the best by a score that `arrive` leaves with each token, so that the best of a film are
+            the best of those of its parts.
     """
+
+    ranked: ClassVar[bool] = False
+    whole_grids: ClassVar[bool] = False
 
     positions: str = "original"
 
@@ -219,153 +234,10 @@ class MergeMethod(Budgeted):
     def __call__(self, tokens: VisualTokens, run: Run) -> VisualTokens:
         """A smaller VisualTokens; a `frame`-scope method may be given any chunk of whole frames."""
 
+    def arrive(self, tokens: VisualTokens, carried: Any) -> tuple[VisualTokens, Any]:
+        """Called with each chunk of a film that is held under a bound, in order, as it comes.
 
-# ---------------------------------------------------------------------------------------------------------- prefill
-
-
-@dataclass(eq=False)
-class PrefillView:
-    """What a prefill method sees right after a decoder layer ran. Rows are of the current, already pruned sequence.
-
-    Attributes:
-        layer, layers: index of the layer that just ran, and their number.
-        before, after: (S, D) residual stream that entered and that left the layer.
-        visual: (V,) int64 ascending, rows of the visual tokens that are still alive.
-        token: (V,) int64, the row of each in `tokens`.
-        text_after: (M,) int64, rows of the text behind the visual block: question and chat template.
-        tokens: the ledger, as it entered the language model.
-        attention: attention(rows (R,)) -> (H, R, S) float32, the layer's attention probabilities of some query rows.
-        query, key: calls that give the layer's rotated queries (H, S, d) and keys (Hkv, S, d).
-        scale: factor of the attention logits, 1/sqrt(d) in most models.
-        final_norm: the model's last norm, for methods that compare normalised states.
-        captured: outputs that the method asked for in `needs`, by name.
-    """
-
-    layer: int
-    layers: int
-    before: Tensor
-    after: Tensor
-    visual: Tensor
-    token: Tensor
-    text_after: Tensor
-    tokens: VisualTokens
-    attention: Callable[[Tensor], Tensor]
-    query: Callable[[], Tensor]
-    key: Callable[[], Tensor]
-    scale: float
-    final_norm: nn.Module
-    captured: dict[str, Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """Which visual tokens go on to the next layer; text is never removed.
-
-    Attributes:
-        index: (K,) int64 ascending, into the V visual tokens alive (not into the sequence).
-        hidden: (K, D) changed rows (recycling, inner merging), or None.
-        absorbed_by: (V,) int64, for each visual token the entry of `index` that stands for it, -1 dropped; None
-            where nothing is merged.
-        parked: the dropped ones may come back in a later step.
-    """
-
-    index: Tensor
-    hidden: Tensor | None = None
-    absorbed_by: Tensor | None = None
-    parked: bool = False
-
-
-class PrefillState(ABC):
-    """One answer's state of a prefill method.
-
-    Attributes:
-        at: layers after which `after` is called.
-        needs: outputs (S, D) of those layers to capture: "input_norm", "attention_output", "post_attention_norm",
-            "mlp_output".
-    """
-
-    at: frozenset[int] = frozenset()
-    needs: tuple[str, ...] = ()
-
-    @abstractmethod
-    def after(self, view: PrefillView) -> Kept | None:
-        """Called after each layer of `at`, in order; None changes nothing."""
-
-
-class PrefillMethod(Budgeted):
-    """Drops visual tokens between decoder layers while the prompt is read."""
-
-    @abstractmethod
-    def start(self, run: Run, layers: int) -> PrefillState:
-        """Fresh state for one answer in a decoder of `layers` layers; refuses a schedule that does not fit."""
-
-
-# ----------------------------------------------------------------------------------------------------------- decode
-
-
-@dataclass(eq=False)
-class DecodeView:
-    """One layer's key/value cache, right after the layer ran (prefill: the whole prompt; later: one new token).
-
-    Attributes:
-        layer, layers: index of the layer, and their number.
-        prefill: True once, when the prompt was just read.
-        step: 0 in prefill, then 1, 2, … for each decoded token.
-        keys, values: (Hkv, S, d) as cached (keys rotated).
-        position: (Hkv, S) int64, index of each entry in the unpruned prompt and answer.
-        text: (Hkv, S) bool, entries that are text: prompt text and answer.
-        alive: (A,) int64 ascending positions that survived the last prefill pruning; only in `finish`.
-        attention: attention(rows) -> (H, R, S) float32 for the last `rows` query rows that this layer computed.
-    """
-
-    layer: int
-    layers: int
-    prefill: bool
-    step: int
-    keys: Tensor
-    values: Tensor
-    position: Tensor
-    text: Tensor
-    attention: Callable[[int], Tensor]
-    alive: Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class KeptKV:
-    """Entries that stay in one layer's cache.
-
-    Attributes:
-        index: (K,) for all heads, or (Hkv, K) a head each; int64 ascending.
-        keys, values: (Hkv, K, d) changed entries, or None.
-    """
-
-    index: Tensor
-    keys: Tensor | None = None
-    values: Tensor | None = None
-
-
-class DecodeState:
-    """One answer's state of a decode method; both calls may return None to change nothing."""
-
-    def after(self, view: DecodeView) -> KeptKV | None:
-        """Called for every layer, after prefill and after every decoded token."""
-        return None
-
-    def finish(self, views: Sequence[DecodeView]) -> Sequence[KeptKV | None] | None:
-        """Called once after prefill with the views of all layers (their `attention` is gone)."""
-        return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodeMethod(Budgeted):
-    """Evicts key/value entries after prefill and while answering.
-
-    Args:
-        protect_text: never evict entries of the prompt's text.
-    """
-
-    protect_text: bool = True
-
-    @abstractmethod
-    def start(self, run: Run, layers: int) -> DecodeState:
-        """Fresh state for one answer."""
+        A `ranked` method leaves the score of each token in the ledger here; `carried` is what it gave back with the chunk
+        before (None at first), for scores that look at the frame before.
+        """
+        return tokens, None

@@ -145,7 +145,8 @@ def _built_in(stage: str) -> tuple[Entry, ...]:
 @cache
 def _protocol() -> dict[str, ast.ClassDef]:
     """The base classes of all methods."""
-    return _classes(Path(__file__).with_name("method.py").read_text(encoding="utf-8"))
+    files = (Path(__file__).with_name(name) for name in ("method.py", "layer_method.py"))
+    return {name: node for file in files for name, node in _classes(file.read_text(encoding="utf-8")).items()}
 
 
 def _classes(source: str) -> dict[str, ast.ClassDef]:

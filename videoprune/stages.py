@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from videoprune.errors import UsageError, VideoPruneError
-from videoprune.method import EncodeMethod, MergeMethod, RelevanceMethod
+from videoprune.method import EncodeMethod, MergeMethod, Method, RelevanceMethod
+from videoprune.models.fits import CLS_CHOICE, substitute
 from videoprune.models.host import Host
 from videoprune.recipe import Recipe
 from videoprune.run import Events, Run
@@ -40,6 +41,20 @@ class Stages:
             raise UsageError(
                 f"segment: {len(acting['segment'])} methods are given; a film has one segmentation: give one"
             )
+        for number, method in enumerate(merges):
+            if method.whole_grids and (number or acting.get("encode")):
+                raise UsageError(
+                    f"merge: {type(method).__name__} pools whole grids, which "
+                    f"{'the merge method before it' if number else 'the encode stage'} thins out: put it first in `merge` and "
+                    "leave out `encode`"
+                )
+        for stage in ("encode", "segment"):
+            for method in acting.get(stage, ()):
+                if method.needs_question:
+                    raise UsageError(
+                        f"{stage}: {_name(method)} drops by the question, and what a film is stored with serves every "
+                        "question; methods that look at the question belong into merge, prefill or decode"
+                    )
         return cls(
             encode=acting.get("encode", ()),
             segment=acting.get("segment", ()),
@@ -54,8 +69,30 @@ class Stages:
     def need_relevance(self) -> bool:
         return any(method.needs_relevance for method in (*self.aware, *self.prefill, *self.decode))
 
-    def check(self, host: Host) -> None:
-        """Refuse schedules that do not fit the host, before any work.
+    def needs_question(self) -> str | None:
+        """The first stage behind the stored tokens whose choice depends on the question, as "prefill.aim"; None where none
+        does: the cache that one question leaves then serves the next."""
+        if self.aware:
+            return f"merge.{_name(self.aware[0])}"
+        for method in self.prefill:
+            if method.needs_question or method.reads_text:
+                return f"prefill.{_name(method)}"
+        for method in self.decode:
+            if method.needs_question or method.attention != "none":
+                return f"decode.{_name(method)}"
+        return "relevance" if self.need_relevance else None
+
+    def varies(self) -> str | None:
+        """The first stage inside the language model whose count depends on the data, as "prefill.metok"; None where all
+        counts are known beforehand, so that prompts of one length stay equally long."""
+        for stage, methods in (("prefill", self.prefill), ("decode", self.decode)):
+            for method in methods:
+                if not method.fixed_count:
+                    return f"{stage}.{_name(method)}"
+        return None
+
+    def check(self, host: Host) -> list[dict[str, str]]:
+        """Refuse schedules that do not fit the host, before any work; returns what stands in for what it lacks, as choices.
 
         Raises:
             UsageError: layers that do not exist or collide.
@@ -69,6 +106,13 @@ class Stages:
                 raise UsageError(
                     f"encode: acts after layers {layers}, but this vision tower runs layers 0..{host.tower.stop - 1}"
                 )
+        given = {substitute(host.tower, "encode", method.attention) for method in self.encode} - {None}
+        reason = "the vision tower has no [CLS]"
+        return [{"name": CLS_CHOICE, "value": str(instead), "reason": reason} for instead in given]
+
+
+def _name(method: Method) -> str:
+    return type(method).__module__.rpartition(".")[2]
 
 
 def merge(tokens: VisualTokens, run: Run, methods: tuple[MergeMethod, ...], host: Host) -> VisualTokens:

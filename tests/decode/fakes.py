@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from videoprune.method import DecodeView, KeptKV
+from videoprune.layer_method import DecodeView, KeptKV
 from videoprune.ops.attention import row_attention
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8

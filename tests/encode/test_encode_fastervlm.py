@@ -19,7 +19,7 @@ def view(attention, valid=None, total=None):
         depth=12,
         step=0,
         hidden=torch.zeros(frames, units, 4),
-        keys=torch.zeros(frames, units, 4),
+        keys=lambda: torch.zeros(frames, units, 4),
         unit=torch.arange(units).expand(frames, -1),
         valid=torch.ones(frames, units, dtype=torch.bool) if valid is None else valid,
         size=torch.ones(frames, units, dtype=torch.int64),

@@ -22,7 +22,7 @@ def view(keys, pixels, step=0, valid=None, unit=None, total=None):
         depth=12,
         step=step,
         hidden=keys,
-        keys=keys,
+        keys=lambda: keys,
         unit=torch.arange(units).expand(frames, -1) if unit is None else unit,
         valid=torch.ones(frames, units, dtype=torch.bool) if valid is None else valid,
         size=torch.ones(frames, units, dtype=torch.int64),
@@ -70,7 +70,7 @@ def test_entropy(q):
 def test_edges():
     _, pixels = draw(2, 9)
     for frame in range(2):
-        np.testing.assert_allclose(edge_strength(pixels, 9)[frame], slow_edges(pixels[frame], 3), rtol=1e-4)
+        np.testing.assert_allclose(edge_strength(pixels, (3, 3))[frame], slow_edges(pixels[frame], 3), rtol=1e-4)
 
 
 @pytest.mark.parametrize("edge", [0.0, 0.5, 1.0])

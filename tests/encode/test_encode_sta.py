@@ -26,7 +26,7 @@ def view(hidden, keys, step=0, depth=12, valid=None, frame=None, total=None):
         depth=depth,
         step=step,
         hidden=hidden,
-        keys=keys,
+        keys=lambda: keys,
         unit=torch.arange(units).expand(frames, -1),
         valid=torch.ones(frames, units, dtype=torch.bool) if valid is None else valid,
         size=torch.ones(frames, units, dtype=torch.int64),

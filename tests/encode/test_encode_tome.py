@@ -23,7 +23,7 @@ def view(keys, sizes, step=0, depth=12, valid=None, total=None):
         depth=depth,
         step=step,
         hidden=keys,
-        keys=keys,
+        keys=lambda: keys,
         unit=torch.arange(units).expand(frames, -1),
         valid=torch.ones(frames, units, dtype=torch.bool) if valid is None else valid,
         size=sizes,

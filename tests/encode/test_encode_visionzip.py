@@ -23,7 +23,7 @@ def view(attention, keys, valid=None, total=None):
         depth=12,
         step=0,
         hidden=keys,
-        keys=keys,
+        keys=lambda: keys,
         unit=torch.arange(units).expand(frames, -1),
         valid=torch.ones(frames, units, dtype=torch.bool) if valid is None else valid,
         size=torch.ones(frames, units, dtype=torch.int64),

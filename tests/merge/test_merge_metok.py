@@ -6,6 +6,7 @@ from torch.nn.functional import avg_pool2d
 
 from videoprune.errors import UsageError
 from videoprune.merge.metok import METok
+from videoprune.models.framing import with_rows
 from videoprune.run import Events, Run
 from videoprune.tokens import VisualTokens
 
@@ -84,9 +85,25 @@ def test_half_precision():
 
 def test_grids_that_are_not_full_are_refused():
     tokens = film(3, (4, 4))
-    for broken in (tokens.keep(torch.arange(40)), tokens.insert(torch.tensor([15]), torch.ones(1, 5))):
-        with pytest.raises(UsageError, match="put it before"):
-            METok()(broken, run([2, 1]))
+    with pytest.raises(UsageError, match="put it before"):
+        METok()(tokens.keep(torch.arange(40)), run([2, 1]))
+
+
+@pytest.mark.parametrize("options", [{"key_frames": 1}, {"at_most": 2}])
+def test_added_rows_stay_between_pooled_grids(options):
+    """A [CLS] before each frame changes no pooled token, and leads its frame afterwards too."""
+    tokens, question = film(4, (4, 4)), run([3, 1], [0.1, 0.9, 0.3, 0.5])
+    cls = torch.randn(4, 5, generator=torch.Generator().manual_seed(4))
+    mixed = METok(**options)(with_rows(tokens, list(cls[:, None])), question).check()
+    alone = METok(**options)(tokens, question).check()
+    added = mixed.weight == 0
+    assert torch.equal(mixed.features[added], cls)
+    assert torch.equal(mixed.features[~added], alone.features)
+    assert torch.equal(mixed.frame[~added], alone.frame)
+    assert mixed.frame.tolist() == sorted(mixed.frame.tolist())
+    leads = torch.cat((torch.tensor([True]), mixed.frame[1:] != mixed.frame[:-1]))
+    assert torch.equal(leads, added)
+    assert mixed.position.tolist() == list(range(len(mixed)))
 
 
 def test_a_question_is_needed():

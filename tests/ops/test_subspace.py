@@ -13,7 +13,9 @@ def rows_with_spectrum(count, width, rank, seed=0, batch=()):
     return low + 0.3 * rng.standard_normal((*batch, count, width)) + 5
 
 
-@pytest.mark.parametrize(("count", "width", "rank"), [(200, 40, 4), (30, 64, 8), (12, 12, 1), (50, 6, 6)])
+@pytest.mark.parametrize(
+    ("count", "width", "rank"), [(200, 40, 4), (30, 64, 8), (12, 12, 1), (50, 6, 6), (700, 300, 4)]
+)
 def test_directions_equal_the_decomposition(count, width, rank):
     rows = rows_with_spectrum(count, width, rank)
     got = principal_directions(torch.from_numpy(rows), rank)

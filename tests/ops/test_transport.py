@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from videoprune.errors import UsageError
+from videoprune.ops import transport
 from videoprune.ops.transport import cost_range, padded_groups, transport_row_sums
 
 
@@ -84,3 +85,25 @@ def test_cost_range(block):
 def test_refuses_an_unknown_end():
     with pytest.raises(UsageError, match="'cols' and 'rows'"):
         transport_row_sums(lambda a, b: torch.zeros(1, 1), torch.ones(1), torch.ones(1), 0.1, 1, "both")
+
+
+@pytest.mark.parametrize("finish", ["cols", "rows"])
+@pytest.mark.parametrize("iterations", [1, 2, 7])
+def test_scaling_and_logarithms_agree(finish, iterations, monkeypatch):
+    generator = torch.Generator().manual_seed(iterations)
+    cost = torch.rand(3, 9, 9, generator=generator)
+    source, target = torch.rand(3, 9, generator=generator), torch.rand(3, 9, generator=generator)
+    source[0, 2], target[1, 4] = 0, 0
+    source[2], target[2] = 0, 0
+
+    def sums() -> torch.Tensor:
+        return transport_row_sums(lambda a, b: cost[..., a:b], source, target, 0.05, iterations, finish)
+
+    scaled = sums()
+    assert bool(torch.isfinite(scaled).all())
+    monkeypatch.setattr(transport, "_scaled", lambda *_: pytest.fail("the range is too wide for it"))
+    monkeypatch.setattr(transport, "SPREAD", 0.0)
+    if iterations > 1:  # a single update of the columns is always scaled: compare it with many narrow blocks
+        torch.testing.assert_close(scaled, sums(), rtol=1e-4, atol=1e-6)
+    blocks = transport_row_sums(lambda a, b: cost[..., a:b], source, target, 0.05, iterations, finish, block=2)
+    torch.testing.assert_close(scaled, blocks, rtol=1e-4, atol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from videoprune.method import Kept, PrefillMethod, PrefillView
+from videoprune.layer_method import Kept, PrefillMethod, PrefillView
 from videoprune.ops.attention import row_attention
 from videoprune.run import Events, Run
 from videoprune.tokens import VisualTokens

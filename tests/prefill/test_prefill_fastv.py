@@ -4,7 +4,7 @@ import torch
 
 from tests.prefill.fakes import checked, ledger, run_with, view, walk
 from videoprune.errors import UsageError
-from videoprune.prefill.fastv import FastV, received_attention
+from videoprune.prefill.fastv import FastV
 
 RUN = run_with([8], None)
 
@@ -23,9 +23,7 @@ def oracle(seen):
 @pytest.mark.parametrize("behind", [5, 1, 0])
 def test_keeps_what_the_last_row_attends_to(behind):
     seen = view(1, ledger(8), torch.arange(32), behind=behind)
-    last = torch.tensor([len(seen.after) - 1])
-    got = received_attention(seen.attention(last), seen.visual)
-    np.testing.assert_allclose(got, oracle(seen), rtol=1e-5)
+    np.testing.assert_allclose(seen.last_row_attention(), oracle(seen), rtol=1e-5)
     kept = checked(FastV(keep=10).start(RUN, 28).after(seen), 32)
     assert kept.tolist() == sorted(np.argsort(-oracle(seen), kind="stable")[:10].tolist())
 

@@ -39,7 +39,7 @@ def test_merging_equals_the_definition(dtype, count):
 def test_blocks_change_nothing(monkeypatch):
     hidden, index = torch.randn(40, 8), torch.arange(0, 40, 3)
     whole = merge_into_kept(hidden, index)
-    monkeypatch.setattr("videoprune.prefill.holitom.CHUNK", 50)
+    monkeypatch.setattr("videoprune.ops.clustering.BLOCK", 50)
     parts = merge_into_kept(hidden, index)
     assert torch.equal(whole.absorbed_by, parts.absorbed_by)
     torch.testing.assert_close(whole.hidden, parts.hidden)

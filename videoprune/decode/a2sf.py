@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from videoprune.checks import check_count, check_range
 from videoprune.errors import UsageError
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
-from videoprune.ops.attention import always_kept, carry, decay_weights, decayed_column_sum, fold_rows, keep_best
+from videoprune.layer_method import DecodeMethod, DecodeState, DecodeView, KeptKV
+from videoprune.ops.attention import always_kept, carry, decay_weights, decayed_column_sum, keep_best
 from videoprune.run import Run
 
 
@@ -37,11 +38,6 @@ def accumulate_attention(query: Tensor, key: Tensor, forgetting: float, epsilon:
     rows = length if epsilon == 0 or forgetting == 1 else min(length, rows_that_count(forgetting, epsilon))
     weights = decay_weights(rows, forgetting, key.device)
     return decayed_column_sum(query[:, length - rows :], key, weights, width**-0.5)
-
-
-def accumulate_rows(rows: Tensor, kv_heads: int, forgetting: float) -> Tensor:
-    """`accumulate_attention` from the attention of the last W rows: (H, W, S) -> (Hkv, S)."""
-    return fold_rows(rows, decay_weights(rows.shape[1], forgetting, rows.device), kv_heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +70,7 @@ class A2SF(DecodeMethod):
     needs_question = False
     fixed_count = True
     attention = "recent rows"
+    search = (("keep", 0.05, 0.98), ("forgetting", 0.3, 0.99))
 
     keep: float | int | None = 0.5
     protect_text: bool = False
@@ -108,13 +105,13 @@ class _State(DecodeState):
 
     def after(self, view: DecodeView) -> KeptKV | None:
         method, layer = self.method, view.layer
-        kv_heads, length = view.keys.shape[:2]
+        length = view.keys.shape[1]
         if view.prefill:
             budget = method.count(length)
             if method.variant == "prefill" and budget >= length:
                 return None
             rows = min(length, rows_that_count(method.forgetting, method.epsilon))
-            score = accumulate_rows(view.attention(rows), kv_heads, method.forgetting)
+            score = view.column_sums(decay_weights(rows, method.forgetting, view.keys.device))
             kept, budget = always_kept(view.text, budget, method.recent, method.protect_text)
             texts = int(view.text.sum(-1).max()) if method.protect_text else 0
             recent = max(0, min(method.recent, budget - texts))
@@ -122,7 +119,7 @@ class _State(DecodeState):
         elif layer in self.sums:
             before, score = self.sums[layer]
             score = method.forgetting * carry(score, before, view.position)
-            score = score + accumulate_rows(view.attention(1), kv_heads, method.forgetting)
+            score = score + view.column_sums(torch.ones(1, device=view.keys.device))
             budget, recent = self.budget[layer]
             kept = view.text & (view.position <= self.prompt_end[layer]) & method.protect_text
             kept[:, length - recent :] = True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from videoprune.checks import check_count, check_range
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
+from videoprune.layer_method import DecodeMethod, DecodeState, DecodeView, KeptKV
 from videoprune.ops.attention import always_kept, keep_best
 from videoprune.run import Run
 
@@ -49,6 +49,7 @@ class DyCoke(DecodeMethod):
     needs_question = False
     fixed_count = True
     attention = "last row"
+    search = (("keep", 0.05, 0.98), ("prune", 0.1, 0.98))
 
     prune: float = 0.7
     layer: int = 3

@@ -8,14 +8,10 @@ import torch
 from torch import Tensor
 
 from videoprune.checks import check_count, check_range
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
-from videoprune.ops.attention import carry, fold_rows, keep_best
+from videoprune.decode._standing import StandingBudget
+from videoprune.layer_method import DecodeMethod, DecodeState, DecodeView, KeptKV
+from videoprune.ops.attention import carry, keep_best
 from videoprune.run import Run
-
-
-def column_sums(rows: Tensor, kv_heads: int) -> Tensor:
-    """Attention that each entry received, summed over rows and the query heads of a head: (H, R, S) -> (Hkv, S)."""
-    return fold_rows(rows, torch.ones(rows.shape[1], device=rows.device), kv_heads)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +38,7 @@ class H2O(DecodeMethod):
     needs_question = False
     fixed_count = True
     attention = "all rows"
+    search = (("keep", 0.05, 0.98), ("recent", 0, 1))
 
     keep: float | int | None = 0.5
     protect_text: bool = False
@@ -59,32 +56,30 @@ class H2O(DecodeMethod):
         return _State(self)
 
 
-class _State(DecodeState):
+class _State(StandingBudget):
     def __init__(self, method: H2O) -> None:
+        super().__init__(method)
         self.method = method
-        self.budget: dict[int, tuple[int, int]] = {}  # entries that stay, and how many recent ones among them
-        self.prompt_end: dict[int, Tensor] = {}  # (Hkv, 1) position of the prompt's last entry
+        self.recent: dict[int, int] = {}  # how many recent entries are among those that stay
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}  # (Hkv, K) positions and scores of the entries that stayed
 
     def after(self, view: DecodeView) -> KeptKV | None:
-        method, layer, (kv_heads, length) = self.method, view.layer, view.text.shape
+        method, layer, length = self.method, view.layer, view.text.shape[1]
         if view.prefill:
-            if method.identity or (method.keep is None and method.at_most is None):
-                return None
-            # a count is a size of the cache, also where the prompt is shorter
-            budget = method.count(length if isinstance(method.keep, float) else 1 << 40)
             texts = int(view.text.sum(-1).max()) if method.protect_text else 0
-            recent = max(0, min(int(budget * method.recent + 0.5), budget - texts))
-            self.budget[layer], self.prompt_end[layer] = (max(budget, texts), recent), view.position[:, -1:]
-            score = column_sums(view.attention(length if method.rows is None else min(method.rows, length)), kv_heads)
+            if not self.open(view, texts):
+                return None
+            budget = method.count(length if isinstance(method.keep, float) else 1 << 40)
+            self.recent[layer] = max(0, min(int(budget * method.recent + 0.5), budget - texts))
+            rows = length if method.rows is None else min(method.rows, length)
+            score = view.column_sums(torch.ones(rows, device=view.keys.device))
         elif layer in self.sums:
             before, score = self.sums[layer]
-            score = carry(score, before, view.position) + column_sums(view.attention(1), kv_heads)
+            score = carry(score, before, view.position) + view.column_sums(torch.ones(1, device=view.keys.device))
         else:
             return None
-        budget, recent = self.budget[layer]
-        kept = view.text & (view.position <= self.prompt_end[layer]) & method.protect_text
-        kept[:, max(0, length - recent) :] = True
+        budget, kept = self.budget[layer], self.protected(view)
+        kept[:, max(0, length - self.recent[layer]) :] = True
         index = keep_best(score, min(budget, length), kept)
         self.sums[layer] = (view.position.gather(1, index), score.gather(1, index))
         return None if index.shape[1] == length else KeptKV(index)

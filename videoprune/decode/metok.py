@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videoprune.checks import check_count, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
+from videoprune.layer_method import DecodeMethod, DecodeState, DecodeView, KeptKV
 from videoprune.ops.attention import always_kept, keep_best, thin_evenly
 from videoprune.run import Run
 

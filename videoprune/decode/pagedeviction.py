@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from videoprune.decode._standing import StandingBudget
 from videoprune.errors import UsageError
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
+from videoprune.layer_method import DecodeMethod, DecodeState, DecodeView, KeptKV
 from videoprune.ops.attention import keep_best
 from videoprune.run import Run
 
@@ -77,29 +78,23 @@ class PagedEviction(DecodeMethod):
         return _State(self)
 
 
-class _State(DecodeState):
+class _State(StandingBudget):
     def __init__(self, method: PagedEviction) -> None:
+        super().__init__(method)
         self.method = method
-        self.budget: dict[int, int] = {}
-        self.prompt_end: dict[int, Tensor] = {}  # (Hkv, 1) position of the prompt's last entry
 
     def after(self, view: DecodeView) -> KeptKV | None:
         method, layer, length = self.method, view.layer, view.text.shape[1]
         if view.prefill:
-            if method.identity or (method.keep is None and method.at_most is None):
-                return None
-            # a count is a size of the cache, also where the prompt is shorter
-            budget = method.count(length if isinstance(method.keep, float) else 1 << 40)
             texts = int(view.text.any(0).sum()) if method.protect_text else 0
-            self.budget[layer], self.prompt_end[layer] = max(budget, texts), view.position[:, -1:]
-            if self.budget[layer] >= length:
+            if not self.open(view, texts) or self.budget[layer] >= length:
                 return None
             texts_stay = view.text.any(0) & method.protect_text
             return KeptKV(keep_best(entry_scores(view.keys, view.values), self.budget[layer], texts_stay))
         page = method.page
         if layer not in self.budget or length % page or length < 2 * page or length <= self.budget[layer]:
             return None
-        locked = (view.text & (view.position <= self.prompt_end[layer])).any(0) if method.protect_text else None
+        locked = self.protected(view).any(0) if method.protect_text else None
         freed = page_to_free(entry_scores(view.keys, view.values), page, locked)
         if locked is not None and bool(freed == length // page - 1):
             return None

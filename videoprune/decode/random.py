@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoprune.checks import check_count
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
-from videoprune.ops.attention import always_kept, keep_best
+from videoprune.decode._once import Once
+from videoprune.ops.attention import keep_best
 from videoprune.run import Run
 
 SALT = 500_000  # other draws than those of the prefill stage in the same layer
@@ -25,7 +24,7 @@ def random_entries(kept: Tensor, count: int, generator: torch.Generator) -> Tens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(DecodeMethod):
+class Random(Once):
     """A random share of each layer's entries stays, once, after prefill.
 
     The draw depends on the run's seed and the layer alone. Text counts within the budget; where the protected text
@@ -45,25 +44,5 @@ class Random(DecodeMethod):
     keep: float | int | None = 0.5
     recent: int = 1
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("recent", self.recent, least=0)
-
-    def start(self, run: Run, layers: int) -> DecodeState:
-        """State that only knows the run."""
-        return _State(self, run)
-
-
-class _State(DecodeState):
-    def __init__(self, method: Random, run: Run) -> None:
-        self.method, self.run = method, run
-
-    def after(self, view: DecodeView) -> KeptKV | None:
-        length = view.text.shape[1]
-        count = self.method.count(length)
-        if not view.prefill or count >= length:
-            return None
-        kept, count = always_kept(view.text, count, self.method.recent, self.method.protect_text)
-        if count == length:
-            return None
-        return KeptKV(random_entries(kept, count, self.run.generator(SALT + view.layer)))
+    def choose(self, kept: Tensor, count: int, layer: int, run: Run) -> Tensor:
+        return random_entries(kept, count, run.generator(SALT + layer))

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from videoprune.checks import check_count
 from videoprune.errors import UsageError
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
+from videoprune.layer_method import DecodeMethod, DecodeState, DecodeView, KeptKV
 from videoprune.ops.attention import always_kept, fold_rows, keep_best
 from videoprune.run import Run
 
@@ -52,6 +52,7 @@ class SnapKV(DecodeMethod):
     needs_question = False
     fixed_count = True
     attention = "recent rows"
+    search = (("keep", 0.05, 0.98), ("window", 4, 128))
 
     keep: float | int | None = 0.5
     protect_text: bool = False

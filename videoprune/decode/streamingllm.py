@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from videoprune.checks import check_count
-from videoprune.method import DecodeMethod, DecodeState, DecodeView, KeptKV
+from videoprune.decode._standing import StandingBudget
+from videoprune.layer_method import DecodeMethod, DecodeState, DecodeView, KeptKV
 from videoprune.ops.attention import keep_best
 from videoprune.run import Run
 
@@ -59,22 +60,15 @@ class StreamingLLM(DecodeMethod):
         return _State(self)
 
 
-class _State(DecodeState):
+class _State(StandingBudget):
     def __init__(self, method: StreamingLLM) -> None:
+        super().__init__(method)
         self.method = method
-        self.budget: dict[int, int] = {}
-        self.prompt_end: dict[int, Tensor] = {}  # (Hkv, 1) position of the prompt's last entry
 
     def after(self, view: DecodeView) -> KeptKV | None:
         method, layer, length = self.method, view.layer, view.text.shape[1]
         if view.prefill:
-            if method.identity or (method.keep is None and method.at_most is None):
-                return None
-            # a count is a size of the cache, also where the prompt is shorter
-            budget = method.count(length if isinstance(method.keep, float) else 1 << 40)
-            texts = int(view.text.sum(-1).max()) if method.protect_text else 0
-            self.budget[layer], self.prompt_end[layer] = max(budget, texts), view.position[:, -1:]
+            self.open(view, int(view.text.sum(-1).max()) if method.protect_text else 0)
         if layer not in self.budget or self.budget[layer] >= length:
             return None
-        kept = view.text & (view.position <= self.prompt_end[layer]) & method.protect_text
-        return KeptKV(sinks_and_recent(kept, self.budget[layer], method.sinks))
+        return KeptKV(sinks_and_recent(self.protected(view), self.budget[layer], method.sinks))

@@ -42,7 +42,8 @@ class FasterVLM(EncodeMethod):
     Both published forms keep equally many units of every frame: for images they are gathered behind the projector, for
     video before it, which is the same choice and, with a projector that treats units one by one, the same result.
     `form: "video"` is ours beyond that: the budgets of `frames` frames are pooled, and a frame on which [CLS] is sure
-    gets more of it than one on which it is not; every frame keeps a unit. Needs a tower with [CLS].
+    gets more of it than one on which it is not; every frame keeps a unit. A tower without [CLS] (SigLIP) is read by
+    the attention that a unit receives from all others on average (ours).
 
     Args:
         keep: share or count of a frame's units; 0.25 is the paper's 144 of 576.

@@ -31,12 +31,12 @@ def tsallis_entropy(keys: Tensor, order: float, valid: Tensor) -> Tensor:
     return (1 - share.pow(order).sum(dim=2)) / (order - 1)
 
 
-def edge_strength(pixels: Tensor, units: int) -> Tensor:
-    """Mean Sobel gradient in each cell of a square grid of `units`: (F, 3, H, W) -> (F, units) float32, raster order."""
+def edge_strength(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean Sobel gradient in each cell of a grid: (F, 3, H, W) -> (F, rows*columns) float32, raster order."""
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]], device=pixels.device)
     grey = functional.pad(pixels.float().mean(dim=1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     slope = functional.conv2d(grey, torch.stack((across, across.t()))[:, None])
-    return functional.adaptive_avg_pool2d(slope.square().sum(dim=1).sqrt(), math.isqrt(units)).flatten(1)
+    return functional.adaptive_avg_pool2d(slope.square().sum(dim=1).sqrt(), grid).flatten(1)
 
 
 def stretched(score: Tensor, valid: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ class LVTP(EncodeMethod):
     The entropy is the mean over `orders` of Tsallis entropies, each scaled to 0..1 in its frame. Of the paper we know
     the ingredients, not the layers, orders, weights or cluster counts: all numbers are ours, its two clusterings are
     left out, and attention is read from the keys alone, since a method does not see a tower's full attention rows.
-    Needs a square grid of units.
+    Needs a grid of units.
 
     Args:
         keep: share or count of a frame's units; what must go is split evenly over the layers, the earlier first.
@@ -67,6 +67,7 @@ class LVTP(EncodeMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("keep", 0.2, 0.98), ("edge", 0, 1))
 
     keep: float | int | None = 0.5
     orders: Sequence[float] = (0.5, 2, 3)
@@ -99,16 +100,19 @@ class LVTP(EncodeMethod):
         left = self.alive_after(view.total, len(self.layers(view.depth)))[view.step]
         if view.unit.shape[1] <= left:
             return None
-        if math.isqrt(view.total) ** 2 != view.total:
+        side = math.isqrt(view.total)
+        grid = view.grid or (side, side)
+        if math.prod(grid) != view.total:
             raise UsageError(
                 f"a frame of this model has {view.total} units, which is no square; "
-                "edges need a square grid: choose another encode method"
+                "edges need a grid: choose another encode method"
             )
-        orders = [stretched(tsallis_entropy(view.keys, order, view.valid), view.valid) for order in self.orders]
-        edges = edge_strength(view.pixels(), view.total).gather(1, view.unit)
+        keys = view.keys()
+        orders = [stretched(tsallis_entropy(keys, order, view.valid), view.valid) for order in self.orders]
+        edges = edge_strength(view.pixels(), grid).gather(1, view.unit)
         score = (1 - self.edge) * torch.stack(orders).mean(dim=0) + self.edge * stretched(edges, view.valid)
         room = view.valid.sum(dim=1, keepdim=True).clamp(max=left)
         keep = smallest((-score).masked_fill(~view.valid, torch.inf), room)
         if self.mode == "drop":
             return TowerPlan(keep)
-        return TowerPlan(keep, torch.where(view.valid, nearest_kept(view.keys, keep), -1))
+        return TowerPlan(keep, torch.where(view.valid, nearest_kept(keys, keep, left), -1))

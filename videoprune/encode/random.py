@@ -63,4 +63,4 @@ class Random(EncodeMethod):
             ~view.valid, torch.iinfo(torch.int64).max
         )
         keep = smallest(numbers, view.valid.sum(dim=1, keepdim=True).clamp(max=count))
-        return TowerPlan(keep, nearest_kept(view.keys, keep) if self.mode == "merge" else None)
+        return TowerPlan(keep, nearest_kept(view.keys(), keep, count) if self.mode == "merge" else None)

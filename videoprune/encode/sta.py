@@ -83,7 +83,7 @@ def plan_drops(
             keep[frame] = smallest(score, room[frame])
             carried = received * keep[frame]
             carried = carried / carried.sum().clamp(min=torch.finfo(torch.float32).tiny)
-    return keep, torch.where(valid, nearest_kept(keys, keep), -1)
+    return keep, torch.where(valid, nearest_kept(keys, keep, units - drop), -1)
 
 
 def _semantic(features: Tensor, valid: Tensor) -> Tensor:
@@ -127,6 +127,7 @@ class STA(EncodeMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("keep", 0.2, 0.98), ("temperature", 0.02, 1))
 
     drop: int | None = None
     mode: str = "merge"
@@ -174,5 +175,5 @@ class STA(EncodeMethod):
         if units <= alive:
             return None
         backward = view.step % 2 == 1
-        keep, absorbed_by = plan_drops(view.hidden, view.keys, units - alive, backward, self.temperature, view.valid)
+        keep, absorbed_by = plan_drops(view.hidden, view.keys(), units - alive, backward, self.temperature, view.valid)
         return TowerPlan(keep, absorbed_by if self.mode == "merge" else None)

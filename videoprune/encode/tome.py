@@ -129,5 +129,5 @@ class ToMe(EncodeMethod):
         left = self.alive_after(view.total, len(self.layers(view.depth)))[view.step]
         if view.unit.shape[1] <= left:
             return None
-        keep, into = plan_merges(view.keys, view.size, left, view.valid)
+        keep, into = plan_merges(view.keys(), view.size, left, view.valid)
         return TowerPlan(keep, torch.where(view.valid, into, -1))

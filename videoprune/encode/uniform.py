@@ -55,4 +55,4 @@ class Uniform(EncodeMethod):
         if view.unit.shape[1] <= count:
             return None
         keep = spaced(view.valid, count)
-        return TowerPlan(keep, nearest_kept(view.keys, keep) if self.mode == "merge" else None)
+        return TowerPlan(keep, nearest_kept(view.keys(), keep, count) if self.mode == "merge" else None)

@@ -39,12 +39,13 @@ def dominant_and_contextual(
     stride = (rest.sum(dim=1, keepdim=True) // contextual).clamp(min=1)
     place = rest.cumsum(dim=1) - 1
     target = rest & (place % stride == 0) & (place // stride < contextual)
-    return best | target, torch.where(valid, nearest_kept(keys, target), -1)
+    return best | target, torch.where(valid, nearest_kept(keys, target, contextual), -1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(EncodeMethod):
-    """Dominant and contextual units after the last layer that the host runs. Needs a tower with [CLS].
+    """Dominant and contextual units after the last layer that the host runs. A tower without [CLS] (SigLIP) is
+    read by the attention that a unit receives from all others on average, as the authors do there.
 
     The paper gives the language model a contextual unit plus the mean of what it absorbed, a sum that grows; the tower
     here merges to the mean by size. [CLS] itself, which the released code passes on too, is no unit and stays behind.
@@ -59,6 +60,7 @@ class VisionZip(EncodeMethod):
     needs_question = False
     fixed_count = True
     attention = "[CLS] row"
+    search = (("keep", 0.1, 0.98), ("contextual", 0, 0.5))
 
     contextual: float = 0.15625
 
@@ -77,6 +79,6 @@ class VisionZip(EncodeMethod):
             return None
         contextual = int(count * self.contextual + 0.5)
         keep, absorbed_by = dominant_and_contextual(
-            view.cls_attention(), view.keys, count - contextual, contextual, view.valid
+            view.cls_attention(), view.keys(), count - contextual, contextual, view.valid
         )
         return TowerPlan(keep, absorbed_by)

@@ -10,11 +10,9 @@ from torch import Tensor
 from videoprune.checks import check_range
 from videoprune.method import MergeMethod
 from videoprune.ops.attention import apportion, best_per_group
-from videoprune.ops.similarity import unit
+from videoprune.ops.similarity import pair_cosine
 from videoprune.run import Run
 from videoprune.tokens import VisualTokens
-
-ROWS_AT_ONCE = 32768  # tokens in float32 at a time
 
 
 def reference_frame(frame: Tensor) -> Tensor:
@@ -40,11 +38,8 @@ def likeness(features: Tensor, frame: Tensor, place: Tensor, per_frame: int) -> 
     row_of = torch.full(((int(frame.max()) + 1) * per_frame,), -1, dtype=torch.int64, device=frame.device)
     row_of[frame * per_frame + place] = torch.arange(len(frame), device=frame.device)
     partner = torch.where(reference >= 0, row_of[(reference * per_frame + place).clamp(min=0)], -1)
-    parts = []
-    for own, other in zip(features.split(ROWS_AT_ONCE), partner.split(ROWS_AT_ONCE), strict=True):
-        same = (unit(own) * unit(features[other.clamp(min=0)])).sum(dim=1)
-        parts.append(same.where(other >= 0, -2.0))
-    return torch.cat(parts)
+    same = pair_cosine(features, torch.arange(len(frame), device=frame.device), partner.clamp(min=0))
+    return same.where(partner >= 0, -2.0)
 
 
 def quotas(counts: Tensor, frames: Tensor, drop: float, total: int | None) -> Tensor:
@@ -82,6 +77,7 @@ class DyCoke(MergeMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("keep", 0.02, 0.98), ("drop", 0.2, 0.98))
 
     positions: str = "compact"
     drop: float = 0.7

@@ -9,13 +9,12 @@ from torch import Tensor
 
 from videoprune.method import MergeMethod
 from videoprune.ops.attention import keep_best
-from videoprune.ops.similarity import unit
+from videoprune.ops.similarity import pair_cosine
 from videoprune.run import Run
 from videoprune.tokens import VisualTokens
 
 FIRST = 255.0  # score of a token that nothing stands before: above every distance, as in the public code
 SCORE = "evs"  # where `arrive` leaves it
-ROWS_AT_ONCE = 32768  # tokens in float32 at a time
 Carried = tuple[Tensor, Tensor]
 
 
@@ -35,10 +34,8 @@ def dissimilarity(features: Tensor, frame: Tensor, place: Tensor) -> Tensor:
     order = order[torch.argsort(place[order], stable=True)]
     later, before = order[1:], order[:-1]
     score = torch.full((len(features),), FIRST, device=features.device)
-    for now, past in zip(later.split(ROWS_AT_ONCE), before.split(ROWS_AT_ONCE), strict=True):
-        distance = 1 - (unit(features[now]) * unit(features[past])).sum(dim=1)
-        score[now] = distance.where(place[now] == place[past], FIRST)
-    return score
+    distance = 1 - pair_cosine(features, later, before)
+    return score.index_copy_(0, later, distance.where(place[later] == place[before], FIRST))
 
 
 def _place(tokens: VisualTokens) -> Tensor:

@@ -101,6 +101,7 @@ class FastVID(MergeMethod):
     needs_question = False
     fixed_count = True
     attention = "[CLS] row"
+    search = (("keep", 0.02, 0.98), ("context", 0, 1), ("mix", 0, 1), ("period", 1, 8))
 
     keep: float | int | None = 0.1
     context: float = 0.4

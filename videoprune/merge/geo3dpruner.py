@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +10,15 @@ from torch import Tensor
 from videoprune.checks import check_count, check_range
 from videoprune.errors import UsageError
 from videoprune.method import MergeMethod
+from videoprune.ops.attention import best_per_group
+from videoprune.ops.blocks import at_once
+from videoprune.ops.clustering import equal_groups
 from videoprune.ops.similarity import unit
 from videoprune.run import Run
 from videoprune.tokens import VisualTokens
 
 TEMPERATURE = 0.1  # of the attention between features that stands in for the geometry model's (ours)
-BLOCK = 2**24  # attention entries in flight at once
+BLOCK = 2**22  # attention entries in flight at once
 VOXELS = 8192  # most voxels whose matrix of attention is held
 
 
@@ -25,12 +27,16 @@ def voxels(points: Tensor, size: float) -> Tensor:
     return (points.double() / size).floor().long().unique(dim=0, return_inverse=True)[1]
 
 
-def attention_blocks(features: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Rows of softmax(cosine / TEMPERATURE) of features (T, D), by blocks: first row, (B, T)."""
-    scaled = unit(features)
-    step = max(1, BLOCK // len(scaled))
+def normalisers(scaled: Tensor) -> Tensor:
+    """(T,) Σ_j exp(cosine / TEMPERATURE) of each of scaled (T, D), of length 1: one half of the symmetric matrix, streamed."""
+    total = torch.zeros(len(scaled), device=scaled.device)
+    step = max(1, at_once(BLOCK, scaled.device) // max(1, len(scaled)))
     for start in range(0, len(scaled), step):
-        yield start, (scaled[start : start + step] @ scaled.t() / TEMPERATURE).softmax(1)
+        part = (scaled[start : start + step] @ scaled[start:].t()).mul_(1 / TEMPERATURE).exp_()
+        end = start + len(part)
+        total[start:end] += part.sum(1)
+        total[end:] += part[:, len(part) :].sum(0)
+    return total
 
 
 def attention_sums(features: Tensor, voxel: Tensor, ratio: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -45,25 +51,26 @@ def attention_sums(features: Tensor, voxel: Tensor, ratio: float) -> tuple[Tenso
         inside (T,), mean attention of its voxel's tokens on each; survives (T,) bool; between (V, V), the mean over
         voxel k's survivors of the attention that voxel l's survivors get from them together.
     """
-    size = torch.bincount(voxel)
-    start = size.cumsum(0) - size
+    size, scaled = torch.bincount(voxel), unit(features)
+    total = normalisers(scaled)
     inside = torch.zeros(len(voxel), device=voxel.device)
-    for first, rows in attention_blocks(features):
-        inside += rows.masked_fill_(voxel[first : first + len(rows), None] != voxel, 0).sum(0)
-    inside = inside / size[voxel]
-    order = torch.argsort(inside, descending=True, stable=True)
-    order = order[torch.argsort(voxel[order], stable=True)]
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    survives = place - start[voxel] < (size * ratio).floor().long().clamp(min=1)[voxel]
-    kept = torch.bincount(voxel[survives], minlength=len(size))
+    for members, _ in equal_groups(voxel):
+        own = scaled[members]
+        share = (own @ own.transpose(1, 2)).mul_(1 / TEMPERATURE).exp_() / total[members][..., None]
+        inside[members] = share.mean(1)
+    best = best_per_group(inside, voxel, (size * ratio).floor().long().clamp(min=1))
+    survives = torch.zeros_like(voxel, dtype=torch.bool).index_fill_(0, best, True)
+    kept, scaled, own_voxel, total = torch.bincount(voxel[best]), scaled[best], voxel[best], total[best]
     between = torch.zeros(len(size), len(size), device=voxel.device)
-    number = voxel.cpu()  # one read: blocks are runs of whole numbers
-    for first, rows in attention_blocks(features):
-        here = survives[first : first + len(rows)].nonzero()[:, 0]
-        low, high = int(number[first]), int(number[first + len(rows) - 1]) + 1
-        onto = torch.segment_reduce(rows[here][:, survives].t().contiguous(), "sum", lengths=kept, axis=0).t()
-        lengths = torch.bincount(voxel[first + here] - low, minlength=high - low)
-        between[low:high] += torch.segment_reduce(onto.contiguous(), "sum", lengths=lengths, axis=0, unsafe=True)
+    step = max(1, at_once(BLOCK, scaled.device) // max(1, len(best)))
+    number = own_voxel.cpu()  # one read: blocks are runs of whole numbers
+    for start in range(0, len(best), step):
+        part = slice(start, start + step)
+        towards = (scaled @ scaled[part].t()).mul_(1 / TEMPERATURE).exp_()  # symmetric: columns are the attending ones
+        onto = torch.segment_reduce(towards, "sum", lengths=kept, axis=0, unsafe=True) / total[part]
+        low, high = int(number[start]), int(number[min(start + step, len(number)) - 1]) + 1
+        lengths = torch.bincount(own_voxel[part] - low, minlength=high - low)
+        between[low:high] += torch.segment_reduce(onto.t().contiguous(), "sum", lengths=lengths, axis=0, unsafe=True)
     return inside, survives, between / kept[:, None]
 
 
@@ -98,6 +105,7 @@ class Geo3DPruner(MergeMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("keep", 0.02, 0.98), ("ratio", 0.1, 1))
 
     keep: float | int | None = 640
     positions: str = "compact"

@@ -11,7 +11,7 @@ from videoprune.checks import check_count, check_range
 from videoprune.method import MergeMethod
 from videoprune.ops.attention import apportion, best_per_group
 from videoprune.ops.clustering import cluster_groups, equal_groups, slot_means
-from videoprune.ops.similarity import cosine, unit
+from videoprune.ops.similarity import cosine, pair_cosine
 from videoprune.run import Run
 from videoprune.tokens import VisualTokens
 
@@ -35,10 +35,7 @@ def static_runs(features: Tensor, frame: Tensor, event: Tensor, place: Tensor, t
     new[1:] = (key[:, 1:] != key[:, :-1]).any(dim=0)
     slot = new.cumsum(0) - 1
     apart = torch.zeros(len(order), device=frame.device)
-    parts = zip(order[1:].split(32768), order[:-1].split(32768), strict=True)
-    near = [(unit(features[now]) * unit(features[past])).sum(dim=1) for now, past in parts]
-    if near:
-        apart[1:] = ((torch.cat(near) <= threshold) & ~new[1:]).float()
+    apart[1:] = ((pair_cosine(features, order[1:], order[:-1]) <= threshold) & ~new[1:]).float()
     breaks = torch.zeros(int(slot[-1]) + 1, device=frame.device).scatter_reduce_(0, slot, apart, "amax")
     length = torch.bincount(slot)
     frames_each = torch.zeros(int(event.max()) + 1, dtype=torch.int64, device=frame.device)
@@ -87,6 +84,7 @@ class HoliTom(MergeMethod):
     needs_question = False
     fixed_count = False
     attention = "[CLS] row"
+    search = (("keep", 0.02, 0.98), ("threshold", 0.4, 0.98), ("mix", 0, 1))
 
     keep: float | int | None = 0.1
     positions: str = "compact"

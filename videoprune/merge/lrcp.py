@@ -11,29 +11,9 @@ from videoprune.checks import check_count
 from videoprune.method import MergeMethod
 from videoprune.ops.attention import keep_best
 from videoprune.ops.clustering import nearest, slot_means
+from videoprune.ops.subspace import principal_directions, unexplained
 from videoprune.run import Run
 from videoprune.tokens import VisualTokens
-
-ROWS_AT_ONCE = 32768  # tokens in float32 at a time
-EXACT = 1024  # up to this smaller side of the matrix its Gram matrix is decomposed, above it the subspace is iterated
-SPARE, ROUNDS = 16, 8  # extra directions and rounds of the iteration
-
-
-def principal_directions(centred: Tensor, rank: int) -> Tensor:
-    """(D, r) float32 orthonormal: the r = min(rank, N, D) directions in which rows (N, D) of mean 0 vary most."""
-    rows, width = centred.shape
-    rank = min(rank, rows, width)
-    if min(rows, width) <= EXACT:
-        if width <= rows:
-            return torch.linalg.eigh(centred.t() @ centred).eigenvectors[:, -rank:]
-        left = torch.linalg.eigh(centred @ centred.t()).eigenvectors[:, -rank:]
-        return torch.linalg.qr(centred.t() @ left).Q
-    start = torch.randn(width, min(rank + SPARE, rows, width), generator=torch.Generator().manual_seed(0))
-    basis = torch.linalg.qr(start.to(centred.device)).Q
-    for _ in range(ROUNDS):
-        basis = torch.linalg.qr(centred.t() @ (centred @ basis)).Q
-    shadow = centred @ basis
-    return basis @ torch.linalg.eigh(shadow.t() @ shadow).eigenvectors[:, -rank:]
 
 
 def reconstruction_error(features: Tensor, rank: int) -> Tensor:
@@ -45,12 +25,7 @@ def reconstruction_error(features: Tensor, rank: int) -> Tensor:
     Returns:
         (N,) float32, |x|^2 - |U'x|^2 of the tokens around their mean.
     """
-    centred = features.float()
-    centred = centred - centred.mean(dim=0)
-    directions = principal_directions(centred, rank)
-    return torch.cat(
-        [part.square().sum(dim=1) - (part @ directions).square().sum(dim=1) for part in centred.split(ROWS_AT_ONCE)]
-    )
+    return unexplained(features, principal_directions(features, min(rank, *features.shape)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +42,7 @@ class LRCP(MergeMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("keep", 0.02, 0.98), ("rank", 1, 32))
 
     keep: float | int | None = 0.125
     positions: str = "compact"

@@ -10,17 +10,16 @@ from torch import Tensor
 from videoprune.checks import check_count
 from videoprune.errors import UsageError
 from videoprune.method import MergeMethod
+from videoprune.ops.attention import best_per_group
 from videoprune.run import Events, Run
 from videoprune.tokens import VisualTokens
 
 
 def key_frames_of(frame_event: Tensor, relevance: Tensor, count: int) -> Tensor:
     """(F,) bool: the `count` most relevant frames of each event, ties to the earlier; both inputs (F,)."""
-    by_relevance = torch.argsort(relevance.float(), descending=True, stable=True)
-    order = by_relevance[torch.argsort(frame_event[by_relevance], stable=True)]
-    sizes = torch.bincount(frame_event)
-    rank = torch.arange(len(order), device=order.device) - (sizes.cumsum(0) - sizes)[frame_event[order]]
-    return torch.empty_like(rank).scatter_(0, order, rank) < count
+    quota = torch.full_like(torch.bincount(frame_event), count)
+    best = best_per_group(relevance.float(), frame_event, quota)
+    return torch.zeros_like(frame_event, dtype=torch.bool).index_fill_(0, best, True)
 
 
 def frame_strides(key_event: Tensor, key_frame: Tensor, strides: tuple[int, int, int]) -> Tensor:
@@ -87,6 +86,8 @@ class METok(MergeMethod):
     needs_relevance = True
     fixed_count = False
     attention = "none"
+    search = (("keep", 0.02, 0.98), ("key_frames", 1, 12))
+    whole_grids = True
 
     positions: str = "compact"
     key_frames: int = 6
@@ -112,19 +113,22 @@ class METok(MergeMethod):
         key_event, frame_event, relevance = _question(run.events, run.relevance, tokens)
         if not tokens.full_grid:
             raise UsageError(
-                "merge.metok pools whole grids, but tokens of some frames are gone or were added: put it before other "
+                "merge.metok pools whole grids, but tokens of some frames are gone: put it before other "
                 "merge methods and leave out `encode`, or use METok's `segment` alone with another merge method",
                 stage="merge",
             )
+        rows = (tokens.weight > 0).nonzero()[:, 0]
         key_frame = key_frames_of(frame_event, relevance, self.key_frames)
-        limit = self.count(len(tokens))
+        limit = self.count(len(rows))
         least_first = torch.argsort(relevance, stable=True)
         least_first = least_first[torch.argsort((2 * key_event + key_frame.long())[least_first], stable=True)]
         strides = escalate(frame_strides(key_event, key_frame, self.strides), least_first, tokens.grid, limit)
-        into = pooled_into(strides, tokens.grid).view(tokens.frames, -1)
+        pooled = pooled_into(strides, tokens.grid).view(tokens.frames, -1)
         if limit < tokens.frames:  # one token a frame is left by now
-            into[least_first[: tokens.frames - limit]] = -1
-        tokens = tokens.merge(into.flatten())
+            pooled[least_first[: tokens.frames - limit]] = -1
+        into = torch.arange(len(tokens), device=rows.device)  # added rows stay
+        into[rows] = torch.where(pooled >= 0, rows[pooled.clamp(min=0)], -1).flatten()
+        tokens = tokens.merge(into)
         newline = run.published.get("newline")
         if self.newline and newline is not None:
             event = frame_event[tokens.frame]

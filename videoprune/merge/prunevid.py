@@ -70,6 +70,7 @@ class PruneVid(MergeMethod):
     needs_question = False
     fixed_count = False
     attention = "none"
+    search = (("keep", 0.02, 0.98), ("threshold", 0.4, 0.98), ("share", 0.1, 1))
 
     threshold: float = 0.8
     share: float = 0.5

@@ -89,6 +89,7 @@ class VFlowOpt(MergeMethod):
     needs_question = False
     fixed_count = True
     attention = "[CLS] row"
+    search = (("keep", 0.02, 0.98), ("threshold", 0, 50), ("cell", 3, 24))
 
     keep: float | int | None = 0.2651
     positions: str = "compact"

@@ -10,18 +10,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 2**24  # attention logits that are in flight at once (64 MiB in float32)
+from videoprune.ops.blocks import at_once
+
+CHUNK = 2**20  # attention logits that are in flight at once: 4 MiB, which stay in a cache (see `at_once`)
 HOLD_LENGTH = 8192  # above this no matrix of probabilities is held, whatever the memory
 HOLD_BYTES = 2**29  # 512 MiB: the most that held blocks of probabilities may take
 
 # ------------------------------------------------------------------------------------------------- rows and columns
-
-
-def _logits(query: Tensor, key: Tensor) -> Tensor:
-    """query (H, R, d) and key (Hkv, S, d), both float32, to logits (Hkv, H/Hkv, R, S)."""
-    heads, rows, width = query.shape
-    grouped = query.reshape(key.shape[0], -1, width)
-    return torch.matmul(grouped, key.transpose(1, 2)).view(key.shape[0], heads // key.shape[0], rows, key.shape[1])
 
 
 def row_attention(
@@ -40,24 +35,27 @@ def row_attention(
         scale: factor of the logits, 1/sqrt(d) in most models.
         causal_offset: (R,) int64, row r sees the keys 0..causal_offset[r]; None lets every row see every key.
         temperature: the logits are divided by it.
-        key_position: (Hkv, S) int64 what `causal_offset` is compared with; None takes a key's own index.
+        key_position: (Hkv or 1, S) int64 what `causal_offset` is compared with; None takes a key's own index.
 
     Returns:
         (H, R, S) float32.
     """
-    heads, rows, length = query.shape[0], query.shape[1], key.shape[1]
-    query, key = query.float() * (scale / temperature), key.float()
+    (heads, rows, width), (kv_heads, length, _) = query.shape, key.shape
+    grouped = (query.float() * (scale / temperature)).view(kv_heads, heads // kv_heads, rows, width)
+    key = key.float().transpose(1, 2)
     if key_position is None:
         key_position = torch.arange(length, device=key.device)[None]
-    out = torch.empty(heads, rows, length, device=key.device)
-    step = max(1, CHUNK // max(1, heads * length))
-    for start in range(0, rows, step):
-        logits = _logits(query[:, start : start + step], key)
-        if causal_offset is not None:
-            future = key_position[:, None] > causal_offset[start : start + step, None]
-            logits.masked_fill_(future[:, None], -torch.inf)
-        out[:, start : start + step] = logits.softmax(-1).flatten(0, 1)
-    return out
+    key_position = key_position.expand(kv_heads, -1)
+    out = torch.empty(kv_heads, heads // kv_heads, rows, length, device=key.device)
+    step = max(1, at_once(CHUNK, key.device) // max(1, heads // kv_heads * length))
+    for head in range(kv_heads):
+        for start in range(0, rows, step):
+            part = slice(start, start + step)
+            logits = (grouped[head, :, part].reshape(-1, width) @ key[head]).view(heads // kv_heads, -1, length)
+            if causal_offset is not None:
+                logits.masked_fill_(key_position[head] > causal_offset[part, None], -torch.inf)
+            out[head, :, part] = logits.softmax(-1)
+    return out.flatten(0, 1)
 
 
 def fold_rows(rows: Tensor, weights: Tensor, kv_heads: int) -> Tensor:
@@ -91,10 +89,10 @@ def decayed_column_sum(
     """
     heads, rows, length = query.shape[0], query.shape[1], key.shape[1]
     if positions is None:
-        positions = torch.arange(length - rows, length, device=key.device)
-    key = key.float()
+        sums = StreamedAttention(query, key, scale, hold_bytes=0).times(weights.float().expand(heads, -1))
+        return sums.view(key.shape[0], -1, length).sum(1)
     total = torch.zeros(key.shape[0], length, device=key.device)
-    step = max(1, CHUNK // max(1, heads * length))
+    step = max(1, at_once(CHUNK, key.device) // max(1, heads * length))
     for start in range(0, rows, step):
         part = slice(start, start + step)
         total += fold_rows(row_attention(query[:, part], key, scale, positions[part]), weights[part], key.shape[0])
@@ -102,13 +100,14 @@ def decayed_column_sum(
 
 
 class StreamedAttention:
-    """The causal matrix P = softmax(scale * Q Kᵀ / temperature), (H, S, S), seen by blocks of rows.
+    """The last R rows of the causal matrix P = softmax(scale * Q Kᵀ / temperature), (H, R, S), by blocks of rows.
 
-    The first product keeps the rows' log-sum-exp, so that later ones only exponentiate. Blocks of P are held instead
-    where S <= HOLD_LENGTH and the causal half of P fits `hold_bytes`: repeated products are then memory reads.
+    What is computed of a block is exp(logits - row maximum); the sums by which rows are divided go into the weights that
+    the rows are multiplied with. The first product keeps maxima and sums, so that later ones only exponentiate. Blocks
+    are held instead where S <= HOLD_LENGTH and their causal parts fit `hold_bytes`: repeated products are memory reads.
 
     Args:
-        query: (H, S, d) rotated.
+        query: (H, R, d) rotated, row r sees the keys 0..S-R+r.
         key: (Hkv, S, d) rotated.
         scale: factor of the logits.
         temperature: the logits are divided by it.
@@ -125,39 +124,54 @@ class StreamedAttention:
         block: int | None = None,
         hold_bytes: int = HOLD_BYTES,
     ) -> None:
-        heads, length, _ = query.shape
-        self.query, self.key = query.float() * (scale / temperature), key.float()
-        self.block = block or min(max(16, CHUNK // max(1, heads * length)), max(1, length))
+        (heads, self.rows, width), (self.kv_heads, self.length, _) = query.shape, key.shape
+        self.group, device = heads // self.kv_heads, key.device
+        self.query = (query.float() * (scale / temperature)).view(self.kv_heads, self.group, self.rows, width)
+        self.key = key.float().transpose(1, 2).contiguous()
+        chosen = at_once(CHUNK, device) // max(1, self.group * self.length)
+        self.block = block or min(max(8, chosen), max(1, self.rows))
+        self.before = self.length - self.rows
         # a block is wider than its causal part by at most half a block a row
-        held = 4 * heads * length * (length + self.block) // 2
-        self.hold = length <= HOLD_LENGTH and held <= hold_bytes
-        self.held: dict[int, Tensor] = {}
-        self.log_sum: dict[int, Tensor] = {}
-        self.future = torch.ones(self.block, self.block, dtype=torch.bool, device=key.device).triu(1)
+        held = 4 * heads * self.rows * (self.before + (self.rows + self.block) / 2)
+        self.hold = self.length <= HOLD_LENGTH and held <= hold_bytes
+        self.held: dict[tuple[int, int], Tensor] = {}
+        self.divisor: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self.future = torch.ones(self.block, self.block, dtype=torch.bool, device=device).triu(1)
+        self.scratch = torch.empty(0 if self.hold else self.group * self.block * self.length, device=device)
 
-    def _rows(self, start: int, end: int) -> Tensor:
-        """(Hkv, H/Hkv, end-start, end): probabilities of some rows; later keys have none."""
-        if start in self.held:
-            return self.held[start]
-        rows = _logits(self.query[:, start:end], self.key[:, :end])
-        rows[..., start:end].masked_fill_(self.future[: end - start, : end - start], -torch.inf)
-        if start not in self.log_sum:
-            self.log_sum[start] = rows.logsumexp(-1, keepdim=True)
-        rows.sub_(self.log_sum[start]).exp_()
+    def _exponentials(self, head: int, start: int, end: int) -> Tensor:
+        """(H/Hkv, end-start, seen): exp(logits - maximum) of some rows of one key/value head; later keys have none."""
+        place, seen = (head, start), self.before + end
+        if place in self.held:
+            return self.held[place]
+        query = self.query[head, :, start:end].reshape(-1, self.key.shape[1])
+        size = len(query) * seen
+        buffer = torch.empty(size, device=query.device) if self.hold else self.scratch[:size]
+        flat = torch.mm(query, self.key[head, :, :seen], out=buffer.view(len(query), seen))
+        rows = flat.view(self.group, end - start, seen)
+        rows[..., seen - (end - start) :].masked_fill_(self.future[: end - start, : end - start], -torch.inf)
+        known = self.divisor.get(place)
+        if known is None:
+            largest = flat.amax(-1, keepdim=True)
+            flat.sub_(largest).exp_()
+            self.divisor[place] = largest, flat.sum(-1).view(self.group, -1)
+        else:
+            flat.sub_(known[0]).exp_()
         if self.hold:
-            self.held[start] = rows
+            self.held[place] = rows
         return rows
 
     def times(self, weights: Tensor) -> Tensor:
-        """weights·P for each head: (H, S) -> (H, S) float32."""
-        heads, length = weights.shape
-        kv_heads = self.key.shape[0]
-        grouped = weights.float().view(kv_heads, heads // kv_heads, 1, length)
-        total = torch.zeros_like(grouped)
-        for start in range(0, length, self.block):
-            end = min(start + self.block, length)
-            total[..., :end] += torch.matmul(grouped[..., start:end], self._rows(start, end))
-        return total.reshape(heads, length)
+        """weights·P for each head: (H, R) -> (H, S) float32."""
+        grouped = weights.float().reshape(self.kv_heads, self.group, self.rows)
+        total = torch.zeros(self.kv_heads, self.group, self.length, device=weights.device)
+        for head in range(self.kv_heads):
+            for start in range(0, self.rows, self.block):
+                end = min(start + self.block, self.rows)
+                rows = self._exponentials(head, start, end)
+                share = grouped[head, :, start:end] / self.divisor[head, start][1]
+                total[head, :, : self.before + end] += torch.bmm(share[:, None], rows)[:, 0]
+        return total.flatten(0, 1)
 
 
 def row_vector_times_attention(
@@ -207,7 +221,20 @@ def keep_best(score: Tensor, count: int, protected: Tensor | None = None) -> Ten
     if count == length - 1:  # a step of decoding drops one entry: no sort
         worst = torch.where(score == score.amin(-1, keepdim=True), column, -1).amax(-1, keepdim=True)
         return column[:count] + (column[:count] >= worst).long()
+    if score.device.type == "cpu" and count:
+        rows = [_keep_best_row(row, count) for row in score.reshape(-1, length)]
+        return torch.stack(rows).view(*score.shape[:-1], count)
     return score.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(dim=-1).values
+
+
+def _keep_best_row(score: Tensor, count: int) -> Tensor:
+    """`keep_best` of one row on a CPU, where looking at the data costs nothing: a selection instead of a sort."""
+    threshold = score.topk(count, sorted=False).values.amin()  # kthvalue is quadratic where entries are in order
+    above, ties = ~(score <= threshold), score == threshold  # as in a sort, what is no number ranks above all
+    room = count - int(above.sum())
+    if int(ties.sum()) < room or torch.isnan(threshold):
+        return score.argsort(descending=True, stable=True)[:count].sort().values
+    return (above | (ties & (ties.cumsum(0) <= room))).nonzero()[:, 0]
 
 
 def best_per_group(score: Tensor, group: Tensor, quota: Tensor) -> Tensor:
@@ -221,12 +248,27 @@ def best_per_group(score: Tensor, group: Tensor, quota: Tensor) -> Tensor:
     Returns:
         (K,) int64 ascending.
     """
-    order = score.argsort(descending=True, stable=True)
-    order = order[group[order].argsort(stable=True)]
     length = torch.bincount(group, minlength=len(quota))
     start = length.cumsum(0) - length
+    if group.device.type == "cpu" and len(group) and len(length) * int(length.max()) <= 4 * len(group):
+        return _best_per_row(score, group, quota, length, start)
+    order = score.argsort(descending=True, stable=True)
+    order = order[group[order].argsort(stable=True)]
     place = torch.arange(len(group), device=group.device) - start[group[order]]
     return order[place < quota[group[order]]].sort().values
+
+
+def _best_per_row(score: Tensor, group: Tensor, quota: Tensor, length: Tensor, start: Tensor) -> Tensor:
+    """`best_per_group` where groups are of similar size: one short sort a group, in a table of a row a group."""
+    order = None if bool((group[1:] >= group[:-1]).all()) else group.argsort(stable=True)
+    row = group if order is None else group[order]
+    column = torch.arange(len(group)) - start[row]
+    table = torch.full((len(length), int(length.max())), torch.nan)
+    table[row, column] = (score if order is None else score[order]).float().neg()  # ascending, so that nothing is last
+    rank = table.argsort(dim=1, stable=True)
+    chosen = torch.arange(table.shape[1]) < torch.minimum(quota, length)[:, None]
+    place = (start[:, None] + rank)[chosen]
+    return (place if order is None else order[place]).sort().values
 
 
 def apportion(size: Tensor, total: int) -> Tensor:

@@ -5,29 +5,69 @@ Around it what every method that clusters needs: groups of equal size as batches
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from videoprune.ops.blocks import at_once
 from videoprune.ops.similarity import unit
 
-BLOCK = 2**24  # distances that are held at once: above that rows are streamed
+BLOCK = 2**20  # distances of one block (see `at_once`)
+STREAM = 2**22  # distances of one block where none are held: products want more rows
+MIRROR = 512  # rows of a block of which one half is computed and mirrored
+HOLD = 8192  # most points whose distances are held; those of more are computed twice
 ROUNDING = 2e-6  # a squared distance below this share of the two squared lengths is rounding: the points are one
 
 
 def _points(features: Tensor) -> tuple[Tensor, Tensor]:
     """(B, N, D) float32 around their mean, which costs no distance and saves digits, and their squared lengths (B, N)."""
     points = features.float()
-    points = (points - points.mean(dim=1, keepdim=True)) * points.shape[2] ** -0.5
-    return points, points.square().sum(dim=2)
+    points = points - points.mean(dim=1, keepdim=True)
+    return points, torch.linalg.vector_norm(points, dim=2).square_()
 
 
 def _squared(left: Tensor, left_length: Tensor, right: Tensor, right_length: Tensor) -> Tensor:
     """(B, N, M) squared Euclidean distances divided by D; equal points are at exactly 0."""
-    lengths = left_length[:, :, None] + right_length[:, None]
-    squared = torch.baddbmm(lengths, left, right.transpose(1, 2), alpha=-2)
-    return squared.masked_fill_(squared <= ROUNDING * lengths, 0)
+    squared = torch.bmm(left, right.transpose(1, 2))
+    torch.sub(right_length[:, None], squared, alpha=2, out=squared).add_(left_length[:, :, None])
+    # where a distance is rounding the two lengths are one
+    squared.masked_fill_(squared <= (2 * ROUNDING * left_length)[:, :, None], 0)
+    return squared.mul_(1 / left.shape[2])
+
+
+def _all_squared(points: Tensor, length: Tensor) -> Tensor:
+    """(B, N, N) `_squared` of all pairs, 0 on the diagonal; of a single large entry one half is computed and mirrored."""
+    batch, count, _ = points.shape
+    if batch > 1 or count <= MIRROR:
+        squared = _squared(points, length, points, length)
+    else:
+        squared = points.new_empty(batch, count, count)
+        for start in range(0, count, MIRROR):
+            part = slice(start, start + MIRROR)
+            block = _squared(points[:, part], length[:, part], points[:, start:], length[:, start:])
+            squared[:, part, start:] = block
+            squared[:, start:, part] = block.transpose(1, 2)
+    squared.diagonal(dim1=1, dim2=2).zero_()
+    return squared
+
+
+def _mean_smallest(squared: Tensor, count: int) -> Tensor:
+    """(B, R) mean of the `count` smallest of each row (B, R, N), summed in ascending order.
+
+    Of rows cut into groups the `count` with the smallest minima hold them all: only those are searched.
+    """
+    columns = squared.shape[2]
+    size = max(1, math.isqrt(columns // max(1, 2 * count)))
+    groups = columns // size
+    if size > 1 and groups > count:
+        spread = squared[..., : size * groups].unflatten(2, (size, groups))
+        best = spread.amin(2).topk(count, dim=2, largest=False, sorted=False).indices
+        chosen = spread.gather(3, best[:, :, None].expand(-1, -1, size, -1)).flatten(2)
+        squared = torch.cat((chosen, squared[..., size * groups :]), dim=2)
+    return squared.topk(count, dim=2, largest=False).values.mean(dim=2)
 
 
 def peak_scores(features: Tensor, neighbors: int) -> Tensor:
@@ -44,26 +84,40 @@ def peak_scores(features: Tensor, neighbors: int) -> Tensor:
     Returns:
         (B, N) float32, -inf for the copy of an earlier point.
     """
-    points, length = _points(features)
+    return torch.cat([_peaks(*_points(part), neighbors)[0] for part in features.split(_together(features))])
+
+
+def _together(features: Tensor) -> int:
+    """Batch entries whose distances make one block."""
+    return max(1, at_once(BLOCK, features.device) // max(1, features.shape[1] ** 2))
+
+
+def _peaks(points: Tensor, length: Tensor, neighbors: int) -> tuple[Tensor, Tensor | None]:
+    """`peak_scores` of (B, N, D) points and their squared lengths; and their distances (B, N, N) where they are held."""
     batch, count, _ = points.shape
-    step = max(1, min(count, BLOCK // max(1, batch * count)))
-    spread, largest, held = torch.empty_like(length), length.new_zeros(batch, 1), None
-    for start in range(0, count, step):
-        part = slice(start, start + step)
+    held = _all_squared(points, length) if count <= HOLD else None
+    step = max(1, at_once(BLOCK if held is not None else STREAM, points.device) // max(1, batch * count))
+    parts = [slice(start, start + step) for start in range(0, count, step)]
+
+    def distances(part: slice) -> Tensor:
+        if held is not None:
+            return held[:, part]
         squared = _squared(points[:, part], length[:, part], points, length)
-        squared.diagonal(start, dim1=1, dim2=2).zero_()
-        spread[:, part] = squared.topk(min(neighbors, count), dim=2, largest=False).values.mean(dim=2)
+        squared.diagonal(part.start, dim1=1, dim2=2).zero_()
+        return squared
+
+    spread, largest = torch.empty_like(length), length.new_zeros(batch, 1)
+    for part in parts:
+        squared = distances(part)
+        spread[:, part] = _mean_smallest(squared, min(neighbors, count))
         largest = torch.maximum(largest, squared.amax(dim=(1, 2))[:, None])
-        held = squared if step == count else None
-    index = torch.arange(count, device=points.device)
+    order = spread.argsort(dim=1, stable=True)  # the densest first, of equally dense ones the first
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(count, device=order.device).expand_as(order)).int()
     apart = torch.empty_like(length)
-    for start in range(0, count, step):
-        part = slice(start, start + step)
-        squared = _squared(points[:, part], length[:, part], points, length) if held is None else held
-        own, other = spread[:, part, None], spread[:, None]
-        denser = (other < own) | ((other == own) & (index < index[part, None]))
-        apart[:, part] = squared.masked_fill_(~denser, torch.inf).amin(dim=2)
-    return torch.minimum(apart, largest).log() / 2 - spread
+    for part in parts:
+        denser = rank[:, None] < rank[:, part, None]
+        apart[:, part] = torch.where(denser, distances(part), torch.inf).amin(dim=2)
+    return torch.minimum(apart, largest).log() / 2 - spread, held
 
 
 def dpc_knn(features: Tensor, clusters: int, neighbors: int) -> tuple[Tensor, Tensor]:
@@ -81,21 +135,26 @@ def dpc_knn(features: Tensor, clusters: int, neighbors: int) -> tuple[Tensor, Te
     if features.ndim == 2:
         labels, centres = dpc_knn(features[None], clusters, neighbors)
         return labels[0], centres[0]
+    if not 1 <= clusters <= features.shape[1]:
+        raise ValueError(f"clusters: {clusters} is given; {features.shape[1]} points allow 1..{features.shape[1]}")
+    found = [_clustered(part, clusters, neighbors) for part in features.split(_together(features))]
+    return torch.cat([labels for labels, _ in found]), torch.cat([centres for _, centres in found])
+
+
+def _clustered(features: Tensor, clusters: int, neighbors: int) -> tuple[Tensor, Tensor]:
+    """`dpc_knn` of batch entries that make one block."""
     batch, count, width = features.shape
-    if not 1 <= clusters <= count:
-        raise ValueError(f"clusters: {clusters} is given; {count} points allow 1..{count}")
-    score = peak_scores(features, neighbors)
-    centres = score.argsort(dim=1, descending=True, stable=True)[:, :clusters].sort(dim=1).values
     points, length = _points(features)
-    chosen, chosen_length = points.gather(1, centres[:, :, None].expand(-1, -1, width)), length.gather(1, centres)
-    step = max(1, BLOCK // (batch * clusters))
-    labels = torch.cat(
-        [
-            _squared(points[:, part : part + step], length[:, part : part + step], chosen, chosen_length).argmin(dim=2)
-            for part in range(0, count, step)
-        ],
-        dim=1,
-    )
+    score, held = _peaks(points, length, neighbors)
+    centres = score.argsort(dim=1, descending=True, stable=True)[:, :clusters].sort(dim=1).values
+    if held is not None:
+        labels = held.gather(1, centres[:, :, None].expand(-1, -1, count)).argmin(dim=1)
+    else:
+        chosen, chosen_length = points.gather(1, centres[:, :, None].expand(-1, -1, width)), length.gather(1, centres)
+        parts = torch.arange(count).split(max(1, at_once(BLOCK, points.device) // (batch * clusters)))
+        rows = [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
+        near = [_squared(points[:, row], length[:, row], chosen, chosen_length).argmin(dim=2) for row in rows]
+        labels = torch.cat(near, dim=1)
     return labels.scatter(1, centres, torch.arange(clusters, device=labels.device).expand(batch, -1)), centres
 
 
@@ -140,15 +199,15 @@ def equal_groups(group: Tensor, label: Tensor | None = None) -> Iterator[tuple[T
     table = torch.stack((size, label, start), dim=1).cpu()  # one read: shapes depend on it
     for rows, name in table[table[:, 0] > 0, :2].unique(dim=0).tolist():
         alike = table[(table[:, 0] == rows) & (table[:, 1] == name), 2].to(group.device)
-        for part in alike.split(max(1, min(BLOCK // rows**2, 2**15 // rows))):
+        for part in alike.split(max(1, min(at_once(BLOCK, group.device) // rows**2, 2**15 // rows))):
             yield order[part[:, None] + torch.arange(rows, device=group.device)], name
 
 
 def nearest(rows: Tensor, targets: Tensor) -> Tensor:
     """(R,) int64: for each of rows (R, D) the most similar of targets (K, D) by cosine, ties to the first; streamed."""
     scaled = unit(targets).t()
-    parts = rows.split(max(1, BLOCK // max(1, len(targets))))
-    return torch.cat([(unit(part) @ scaled).argmax(dim=1) for part in parts])
+    parts = rows.split(max(1, at_once(STREAM, rows.device) // max(1, len(targets))))
+    return torch.cat([(part.float() @ scaled).max(dim=1).indices for part in parts])  # a row's length changes no choice
 
 
 def slot_means(rows: Tensor, slot: Tensor, slots: int, weight: Tensor | None = None) -> Tensor:
@@ -158,9 +217,14 @@ def slot_means(rows: Tensor, slot: Tensor, slots: int, weight: Tensor | None = N
         slot: (R,) int64 in 0..slots-1.
         weight: (R,) not negative; None is 1.
     """
-    order = slot.argsort(stable=True)  # sums over sorted runs are ordered, scattered additions on a GPU are not
-    share = torch.ones_like(slot, dtype=torch.float32) if weight is None else weight.float()
-    lengths = torch.bincount(slot, minlength=slots)
-    total = torch.segment_reduce(rows[order].float() * share[order, None], "sum", lengths=lengths, axis=0, unsafe=True)
-    mass = torch.segment_reduce(share[order], "sum", lengths=lengths, axis=0, unsafe=True)
+    order, lengths = slot.argsort(stable=True), torch.bincount(slot, minlength=slots)
+    share = None if weight is None else weight.float()
+    mass = lengths.float()
+    if share is not None:
+        mass = torch.segment_reduce(share[order], "sum", lengths=lengths, axis=0, unsafe=True)
+    # sums over sorted runs: in the same order on every run, which scattered additions on a GPU are not
+    total = functional.embedding_bag(
+        order, rows.float(), lengths.cumsum(0) - lengths, mode="sum",
+        per_sample_weights=None if share is None else share[order],
+    )  # fmt: skip
     return total / torch.where(mass > 0, mass, 1.0)[:, None]

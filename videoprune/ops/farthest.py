@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from videoprune.ops.blocks import at_once
 from videoprune.ops.similarity import unit
 
 HOLD = 8192  # most rows whose matrix of similarities is held; above that one row of it is computed a step
-BLOCK = 2**24  # similarities in flight at once
+BLOCK = 2**22  # similarities in flight at once
+
+
+def _blocks(scaled: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """The upper triangle of scaled·scaledᵀ by blocks of rows, -inf on the diagonal: first row, (b, N - first)."""
+    step = max(1, at_once(BLOCK, scaled.device) // len(scaled))
+    for start in range(0, len(scaled), step):
+        part = scaled[start : start + step] @ scaled[start:].t()
+        part.diagonal().fill_(-torch.inf)
+        yield start, part
 
 
 def nearest_similarity(scaled: Tensor) -> Tensor:
     """(N,) cosine of each row of scaled (N, D), of length 1, with the row most like it; -inf for a single one."""
-    step = max(1, BLOCK // len(scaled))
-    best = []
-    for start in range(0, len(scaled), step):
-        part = scaled[start : start + step] @ scaled.t()
-        part.diagonal(start).fill_(-torch.inf)
-        best.append(part.amax(dim=1))
-    return torch.cat(best)
+    best = torch.full((len(scaled),), -torch.inf, device=scaled.device)
+    for start, part in _blocks(scaled):  # the matrix is symmetric: a block serves its rows and its columns
+        torch.maximum(best[start:], part.amax(dim=0), out=best[start:])
+        end = start + len(part)
+        torch.maximum(best[start:end], part.amax(dim=1), out=best[start:end])
+    return best
 
 
 def farthest_points(features: Tensor, count: int) -> Tensor:
@@ -44,8 +55,10 @@ def farthest_points(features: Tensor, count: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=features.device)
     table = None
     if rows <= HOLD:
-        table = scaled @ scaled.t()
-        table.diagonal().fill_(-torch.inf)
+        table = scaled.new_empty(rows, rows)
+        for start, part in _blocks(scaled):
+            table[start : start + len(part), start:] = part
+            table[start:, start : start + len(part)] = part.t()
         pick = table.amax(dim=1).argmin(dim=0, keepdim=True)
     else:
         pick = nearest_similarity(scaled).argmin(dim=0, keepdim=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from videoprune.errors import UsageError
 
+SPREAD = 60.0  # of the logits: within it no entry of a kernel vanishes in float32 beside the largest
 FLOOR = -1e30  # log of nothing, finite, so that an empty sum minus an empty sum is no NaN
 
 Cost = Callable[[int, int], Tensor]  # cost(start, stop) -> (..., N, stop - start)
@@ -102,8 +103,30 @@ def transport_row_sums(
         return out, total
 
     potential = torch.where(source > 0, 0.0, -torch.inf)
+    if held is not None and (iterations == 1 or bool(held.amax() - held.amin() < SPREAD)):
+        return _scaled(held, source.float(), target.float(), iterations, finish)
     for step in range(iterations):
         _, total = sweep(potential)
         if finish == "rows" or step < iterations - 1:
             potential = rows - total
     return (potential + total).exp()
+
+
+def _scaled(gain: Tensor, source: Tensor, target: Tensor, iterations: int, finish: str) -> Tensor:
+    """The same sums by scaling the kernel exp(-C/ε), each column divided by its largest entry: products, no logarithms.
+
+    Right where the kernel spans few enough orders of magnitude, and for a single update of the columns always: a column
+    that is updated first sums to its mass whatever it was divided by.
+    """
+    gain = gain.masked_fill(~(source > 0)[..., None], -torch.inf)
+    largest = gain.amax(-2, keepdim=True)
+    kernel = gain.sub_(torch.where(largest == -torch.inf, 0.0, largest)).exp_()
+    rows = (source > 0).float()
+    total = rows
+    for step in range(iterations):
+        drawn = torch.matmul(rows[..., None, :], kernel)[..., 0, :]
+        columns = torch.where(drawn > 0, target / drawn, 0.0)
+        total = torch.matmul(kernel, columns[..., None])[..., 0]
+        if finish == "rows" or step < iterations - 1:
+            rows = torch.where(total > 0, source / total, 0.0)
+    return rows * total

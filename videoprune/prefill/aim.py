@@ -12,7 +12,7 @@ from torch import Tensor
 
 from videoprune.checks import check_count, check_range, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import StreamedAttention, keep_best
 from videoprune.run import Run
 
@@ -81,6 +81,7 @@ class AIM(PrefillMethod):
     needs_question = False
     fixed_count = True
     attention = "all rows"
+    search = (("keep", 0.02, 0.98), ("temperature", 0.05, 1))
 
     first: int = 14
     last: int = 22

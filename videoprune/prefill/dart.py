@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoprune.checks import check_count, check_range, scale_layers
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.checks import check_count
+from videoprune.layer_method import Kept, PrefillView
 from videoprune.ops.attention import keep_best
 from videoprune.ops.similarity import unit
+from videoprune.prefill._one_cut import OneCut
 from videoprune.run import Run
 
 
@@ -47,8 +48,13 @@ def select(states: Tensor, pivots: Tensor, images: int, count: int) -> Tensor:
     return torch.argsort((~taken).to(torch.int8), stable=True)[:count]
 
 
+def largest(norm: Tensor, count: int) -> Tensor:
+    """Places of the `count` largest, by falling value; of equal ones the first: (N,) -> (min(count, N),) int64."""
+    return norm.argsort(descending=True, stable=True)[:count]
+
+
 @dataclass(frozen=True, kw_only=True)
-class DART(PrefillMethod):
+class DART(OneCut):
     """Duplication-aware reduction (arXiv 2502.11494).
 
     The default keeps what 128 of 576 are. The pivots count: exactly the budget stays, where the authors' 128 become 132.
@@ -66,6 +72,7 @@ class DART(PrefillMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("keep", 0.02, 0.98), ("image_pivots", 1, 16), ("text_pivots", 0, 16))
 
     keep: float | int | None = 0.222
     image_pivots: int = 4
@@ -77,32 +84,11 @@ class DART(PrefillMethod):
         super().__post_init__()
         check_count("image_pivots", self.image_pivots)
         check_count("text_pivots", self.text_pivots, least=0)
-        check_count("paper_depth", self.paper_depth)
-        check_count("layer", self.layer)
-        check_range("layer", self.layer, 1, self.paper_depth - 1)
 
-    def start(self, run: Run, layers: int) -> PrefillState:
-        """Fresh state with one pruning point."""
-        return _State(self, max(1, scale_layers((self.layer,), self.paper_depth, layers)[0]))
-
-
-def largest(norm: Tensor, count: int) -> Tensor:
-    """Places of the `count` largest, by falling value; of equal ones the first: (N,) -> (min(count, N),) int64."""
-    return norm.argsort(descending=True, stable=True)[:count]
-
-
-class _State(PrefillState):
-    def __init__(self, method: DART, layer: int) -> None:
-        self.method, self.at = method, frozenset({layer - 1})
-
-    def after(self, view: PrefillView) -> Kept | None:
-        total = len(view.visual)
-        count = self.method.count(total)
-        if count >= total:
-            return None
-        norm = key_norm(view.key())
-        images = largest(norm[view.visual], min(self.method.image_pivots, count))
-        texts = view.text_after[largest(norm[view.text_after], self.method.text_pivots)]
+    def choose(self, view: PrefillView, count: int, run: Run) -> Kept:
+        total, norm = len(view.visual), key_norm(view.key())
+        images = largest(norm[view.visual], min(self.image_pivots, count))
+        texts = view.text_after[largest(norm[view.text_after], self.text_pivots)]
         states = view.final_norm(view.after[torch.cat((view.visual, texts))])
         pivots = torch.cat((images, torch.arange(total, total + len(texts), device=images.device)))
         return Kept(select(states, pivots, len(images), count))

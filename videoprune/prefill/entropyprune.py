@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videoprune.checks import check_count, check_range, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
 from videoprune.run import Run
 
@@ -55,6 +55,8 @@ class EntropyPrune(PrefillMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("keep", 0.02, 0.98), ("average", 0.1, 0.9))
+    reads_text = False
 
     average: float = 1 / 3
     layer: int = 2

@@ -7,36 +7,32 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoprune.checks import check_count, check_range, scale_layers
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
-from videoprune.ops.attention import CHUNK, keep_best
-from videoprune.ops.similarity import unit
+from videoprune.layer_method import Kept, PrefillView
+from videoprune.ops.attention import keep_best
+from videoprune.ops.clustering import nearest, slot_means
+from videoprune.prefill._one_cut import OneCut
 from videoprune.run import Run
 
 
 def merge_into_kept(hidden: Tensor, index: Tensor) -> Kept:
     """Average every token with those that it absorbs: each dropped one goes to the kept one most like it, by cosine.
 
-    Similarities are streamed by blocks of rows; of equally similar kept tokens the first absorbs. Sums run over rows
-    sorted by who absorbs them, in the same order on every run.
+    Of equally similar kept tokens the first absorbs.
 
     Args:
         hidden: (V, D). index: (K,) int64 ascending, the kept ones, at least one.
     """
     count = len(index)
-    scaled = unit(hidden)
-    kept = scaled[index].T
-    step = max(1, CHUNK // count)
-    slot = torch.cat([(part @ kept).argmax(dim=1) for part in scaled.split(step)])
+    dropped = torch.ones(len(hidden), dtype=torch.int8, device=index.device).index_fill_(0, index, 0)
+    dropped = dropped.argsort(descending=True, stable=True)[: len(hidden) - count]
+    slot = torch.empty(len(hidden), dtype=torch.int64, device=index.device)
+    slot[dropped] = nearest(hidden[dropped], hidden[index])
     slot[index] = torch.arange(count, device=index.device)
-    order = slot.argsort(stable=True)
-    size = torch.zeros(count, dtype=torch.int64, device=index.device).index_add_(0, slot, torch.ones_like(slot))
-    means = torch.segment_reduce(hidden[order].float(), "mean", lengths=size, unsafe=True)
-    return Kept(index, means.to(hidden.dtype), slot)
+    return Kept(index, slot_means(hidden, slot, count).to(hidden.dtype), slot)
 
 
 @dataclass(frozen=True, kw_only=True)
-class HoliTom(PrefillMethod):
+class HoliTom(OneCut):
     """One cut with merging, deep in the language model (arXiv 2505.21334, its inner stage).
 
     Args:
@@ -56,26 +52,5 @@ class HoliTom(PrefillMethod):
     layer: int = 18
     paper_depth: int = 28
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("paper_depth", self.paper_depth)
-        check_count("layer", self.layer)
-        check_range("layer", self.layer, 1, self.paper_depth - 1)
-
-    def start(self, run: Run, layers: int) -> PrefillState:
-        """Fresh state with one pruning point."""
-        return _State(self, max(1, scale_layers((self.layer,), self.paper_depth, layers)[0]))
-
-
-class _State(PrefillState):
-    def __init__(self, method: HoliTom, layer: int) -> None:
-        self.method, self.at = method, frozenset({layer - 1})
-
-    def after(self, view: PrefillView) -> Kept | None:
-        total = len(view.visual)
-        count = self.method.count(total)
-        if count >= total:
-            return None
-        last = torch.full((1,), view.after.shape[0] - 1, device=view.visual.device)
-        index = keep_best(view.attention(last)[..., view.visual].mean(dim=(0, 1)), count)
-        return merge_into_kept(view.after[view.visual], index)
+    def choose(self, view: PrefillView, count: int, run: Run) -> Kept:
+        return merge_into_kept(view.after[view.visual], keep_best(view.last_row_attention(), count))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videoprune.checks import check_count, check_range, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import apportion, best_per_group
 from videoprune.run import Run
 
@@ -48,17 +48,6 @@ def budget_totals(key_total: int, other_total: int, count: int, points: int) -> 
     return [*totals[:-1], (key_end, other_end)]
 
 
-def text_attention(view: PrefillView) -> Tensor:
-    """(V,) attention of the text behind the visual block on each visual token, mean over rows and heads."""
-    rows = view.text_after
-    if not len(rows):  # a prompt that ends in the film: its last row speaks for the question
-        rows = torch.full((1,), view.after.shape[0] - 1, device=view.visual.device)
-    total = torch.zeros(len(view.visual), device=view.visual.device)
-    for part in torch.split(rows, 16):  # bounds the memory to 16 rows a head
-        total += view.attention(part)[..., view.visual].mean(0).sum(0)
-    return total / len(rows)
-
-
 @dataclass(frozen=True, kw_only=True)
 class METok(PrefillMethod):
     """Event-wise hierarchical pruning (arXiv 2506.02850).
@@ -84,6 +73,7 @@ class METok(PrefillMethod):
     needs_relevance = True
     fixed_count = False
     attention = "text rows"
+    search = (("keep", 0.02, 0.98), ("keep_key", 0.2, 1))
 
     layers: Sequence[int] = (3, 10, 19)
     keep_key: float = 0.76
@@ -147,5 +137,5 @@ class _State(PrefillState):
         key = torch.ones(len(self.run.events), dtype=torch.bool) if key is None else key
         key = key.to(event.device)
         length = torch.bincount(event, minlength=len(key))
-        index = best_per_group(text_attention(view), event, self.quota(length, key, point))
+        index = best_per_group(view.text_attention(), event, self.quota(length, key, point))
         return None if len(index) == len(event) else Kept(index)

@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from videoprune.checks import check_count, check_range, scale_layers
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import apportion, best_per_group
 from videoprune.run import Run
 
 
 def strongest_attention(view: PrefillView) -> Tensor:
     """(V,) largest attention over heads and rows of the text behind the film, or of the last row where there is none."""
-    last = torch.full((1,), view.after.shape[0] - 1, device=view.visual.device)
-    rows = view.text_after if len(view.text_after) else last
-    return torch.stack([view.attention(part)[..., view.visual].amax((0, 1)) for part in rows.split(16)]).amax(0)
+    return torch.stack([view.attention(part).amax((0, 1)) for part in view.question_rows]).amax(0)[view.visual]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from videoprune.checks import check_count, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
 from videoprune.ops.schedule import counts_towards
 from videoprune.run import Run
@@ -78,5 +76,4 @@ class _State(PrefillState):
         count = self.counts[self.points.index(view.layer)]
         if count >= alive:
             return None
-        last = torch.full((1,), view.after.shape[0] - 1, device=view.visual.device)
-        return Kept(keep_best(view.attention(last)[..., view.visual].mean(dim=(0, 1)), count))
+        return Kept(keep_best(view.last_row_attention(), count))

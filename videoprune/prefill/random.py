@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoprune.checks import check_count, scale_layers
-from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.layer_method import Kept, PrefillView
+from videoprune.prefill._one_cut import OneCut
 from videoprune.run import Run
 
 
@@ -19,7 +18,7 @@ def random_subset(total: int, count: int, generator: torch.Generator) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Random(PrefillMethod):
+class Random(OneCut):
     """A random share of the visual tokens goes on; the draw depends on the run's seed and the layer alone.
 
     Args:
@@ -33,33 +32,12 @@ class Random(PrefillMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    reads_text = False
 
     keep: float | int | None = 0.5
     layer: int = 2
     paper_depth: int = 28
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_count("paper_depth", self.paper_depth)
-        check_count("layer", self.layer)
-        if self.layer >= self.paper_depth:
-            raise UsageError(
-                f"layer: {self.layer} is given; allowed is 1..{self.paper_depth - 1} (below `paper_depth`)"
-            )
-
-    def start(self, run: Run, layers: int) -> PrefillState:
-        """Fresh state with one pruning point."""
-        return _State(self, run, max(1, scale_layers((self.layer,), self.paper_depth, layers)[0]))
-
-
-class _State(PrefillState):
-    def __init__(self, method: Random, run: Run, layer: int) -> None:
-        self.method, self.run, self.at = method, run, frozenset({layer - 1})
-
-    def after(self, view: PrefillView) -> Kept | None:
-        total = len(view.visual)
-        count = self.method.count(total)
-        if count >= total:
-            return None
-        index = random_subset(total, count, self.run.generator(view.layer))
+    def choose(self, view: PrefillView, count: int, run: Run) -> Kept:
+        index = random_subset(len(view.visual), count, run.generator(view.layer))
         return Kept(index.to(view.visual.device))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videoprune.checks import check_count, check_range, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
 from videoprune.ops.clustering import dpc_knn
 from videoprune.ops.matching import group_mean
@@ -71,6 +71,7 @@ class SparseVLM(PrefillMethod):
     needs_question = True
     fixed_count = True
     attention = "text rows"
+    search = (("keep", 0.02, 0.98), ("recycled", 0, 1))
 
     layers: Sequence[int] = (2, 6, 15)
     shares: Sequence[float] = (300 / 576, 200 / 576, 110 / 576)
@@ -109,19 +110,17 @@ class _State(PrefillState):
 
     def after(self, view: PrefillView) -> Kept | None:
         method, alive = self.method, len(view.visual)
-        last = torch.full((1,), view.after.shape[0] - 1, device=view.visual.device)
-        text = view.text_after if len(view.text_after) else last
+        parts = view.question_rows
         if not self.counts:
-            self.raters = text_raters(view.before[view.visual], view.before[text])
+            self.raters = text_raters(view.before[view.visual], view.before[torch.cat(parts)])
             self.counts = counts_towards(alive, method.shares, None if method.keep is None else method.count(alive))
             if method.keep is None and method.at_most is not None:
                 self.counts[-1] = min(self.counts[-1], method.at_most)
         if view.layer not in self.points or (count := self.counts[self.points.index(view.layer)]) >= alive:
             return None
-        weights = (self.raters / self.raters.sum()).split(16)
-        parts = zip(text.split(16), weights, strict=True)
-        score = sum(weight @ view.attention(rows)[..., view.visual].mean(0) for rows, weight in parts)
-        assert isinstance(score, Tensor)
+        weights = (self.raters / self.raters.sum()).split([len(part) for part in parts])
+        rated = (weight @ view.attention(rows).mean(0) for rows, weight in zip(parts, weights, strict=True))
+        score = sum(rated, torch.zeros((), device=self.raters.device))[view.visual]
         pool = min(int(method.recycled * (alive - count)) + 1, alive - count)
         clusters = min(pool // method.per_cluster + 1, pool, count - 1) if method.recycled else 0
         kept = keep_best(score, count - clusters)

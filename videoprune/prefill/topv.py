@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from videoprune.checks import check_count, check_range, scale_layers
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import CHUNK, keep_best, thin_evenly
+from videoprune.ops.blocks import at_once
 from videoprune.ops.matching import ascending
+from videoprune.ops.similarity import distance
 from videoprune.ops.transport import check_finish, cost_range, padded_groups, transport_row_sums
 from videoprune.run import Run
 
@@ -45,24 +47,33 @@ def contributions(
     Returns:
         (F, N) float32, 0 on padding.
     """
-    source, target, place = source.float(), target.float(), cell.float()
     frames, count, _ = source.shape
-    block = max(1, CHUNK // max(1, frames * count))  # columns at a time
+    together = max(1, at_once(CHUNK, source.device) // max(1, count * count))
+    if frames > together:  # frames know nothing of one another: a block of them at a time stays in the caches
+        parts = zip(
+            source.split(together), target.split(together), cell.split(together), valid.split(together), strict=True
+        )
+        settings = (weights, sigma, epsilon, iterations, finish)
+        return torch.cat([contributions(s, t, c, centre, v, *settings) for s, t, c, v in parts])
+    source, target, place = source.float(), target.float(), cell.float()
+    block = max(1, at_once(CHUNK, source.device) // max(1, frames * count))  # columns at a time
     placed = cell[..., 0] >= 0
     middle = torch.tensor(centre, device=source.device)
     away = (place - middle).norm(dim=-1).masked_fill(~(placed & valid), 0)
     away = torch.where(placed, away / away.amax(dim=1, keepdim=True).clamp(min=1e-12), 1.0)
 
-    def distance(start: int, stop: int) -> Tensor:
-        return torch.cdist(source, target[:, start:stop], compute_mode="use_mm_for_euclid_dist")
+    held = distance(source, target) if block >= count else None
 
-    low, high = cost_range(distance, valid, block)
+    def apart(start: int, stop: int) -> Tensor:
+        return distance(source, target[:, start:stop]) if held is None else held[:, :, start:stop]
+
+    low, high = cost_range(apart, valid, block)
 
     def cost(start: int, stop: int) -> Tensor:
         both = placed[:, :, None] & placed[:, None, start:stop]
         gap = (place[:, :, None] - place[:, None, start:stop]).square().sum(-1)
         near = torch.where(both, torch.exp(gap / (-2 * sigma**2)), 0.0)
-        feature = (distance(start, stop) - low) / (high - low).clamp(min=1e-12)
+        feature = (apart(start, stop) - low) / (high - low).clamp(min=1e-12)
         return weights[0] * feature + weights[1] * (1 - near) + weights[2] * away[:, :, None]
 
     mass = source.norm(dim=-1) if finish == "rows" else torch.ones_like(away)
@@ -92,6 +103,8 @@ class TopV(PrefillMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("keep", 0.02, 0.98), ("sigma", 1, 30), ("epsilon", 0.02, 1), ("recover", 0, 0.5))
+    reads_text = False
 
     keep: float | int | None = 0.5
     layer: int = 2

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from videoprune.checks import check_count, check_range, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
 from videoprune.ops.schedule import counts_towards
 from videoprune.run import Run
@@ -56,7 +56,9 @@ class TransPrune(PrefillMethod):
     needs_question = True
     fixed_count = True
     attention = "text rows"
+    search = (("keep", 0.02, 0.98), ("alpha", 0, 1))
 
+    positions: str = "compact"
     layers: Sequence[int] = (7, 9, 12)
     shares: Sequence[float] = (0.875, 0.625, 0.125)
     first: int = 6
@@ -114,7 +116,7 @@ class _State(PrefillState):
         count = self.counts[self.points.index(view.layer)]
         if count >= alive:
             return None
-        changed, attended = self.changed[view.token], text_attention(view)
+        changed, attended = self.changed[view.token], view.text_attention()
         alpha = method.alpha
         score = alpha * changed / (changed.sum() + 1e-8) + (1 - alpha) * attended / (attended.sum() + 1e-8)
         return Kept(keep_best(score, count))
@@ -127,11 +129,3 @@ class _State(PrefillState):
         before = view.before.float()  # as a norm without gain leaves it
         before = before * before.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
         return transition_variation(before, view.after - view.before)
-
-
-def text_attention(view: PrefillView) -> Tensor:
-    """(V,) attention of the text behind the film, or of the last row, on each visual token; mean over rows and heads."""
-    last = torch.full((1,), view.after.shape[0] - 1, device=view.visual.device)
-    rows = view.text_after if len(view.text_after) else last
-    parts = [view.attention(part)[..., view.visual].mean(0).sum(0) for part in rows.split(16)]
-    return torch.stack(parts).sum(0) / len(rows)

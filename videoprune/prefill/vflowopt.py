@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from videoprune.checks import check_count, scale_layers
 from videoprune.errors import UsageError
-from videoprune.method import Kept, PrefillMethod, PrefillState, PrefillView
+from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
 from videoprune.run import Run
 
@@ -49,6 +49,8 @@ class VFlowOpt(PrefillMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("keep", 0.02, 0.98), ("ratios", 0.1, 1))
+    reads_text = False
 
     layers: Sequence[int] = (9, 18)
     ratios: Sequence[float] = (0.9833, 0.8773)

@@ -53,6 +53,7 @@ class DPCKNN(SegmentMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("share", 0.02, 0.5),)
 
     share: float = 0.25
     events: int | None = None

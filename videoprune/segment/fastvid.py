@@ -41,6 +41,7 @@ class FastVID(SegmentMethod):
     needs_question = False
     fixed_count = False
     attention = "none"
+    search = (("segments", 1, 24), ("threshold", 0.5, 0.99))
 
     segments: int = 8
     threshold: float = 0.9

@@ -47,6 +47,7 @@ class HoliTom(SegmentMethod):
     needs_question = False
     fixed_count = False
     attention = "none"
+    search = (("threshold", 0.5, 0.99),)
 
     threshold: float = 0.8
     longest: int = 1024

@@ -48,6 +48,7 @@ class METok(SegmentMethod):
     needs_question = False
     fixed_count = True
     attention = "none"
+    search = (("cuts", 1, 12), ("key_events", 1, 8))
 
     cuts: int = 4
     key_events: int = 3
