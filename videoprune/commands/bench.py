@@ -27,6 +27,9 @@ def bench_ops(
         typer.Option("--only", metavar="NAME", help="Cases whose name contains this; repeatable."),
     ] = None,
     seconds: Annotated[float, typer.Option("--seconds", min=0, help="CPU time that one row is repeated for.")] = 3.0,
+    longest: Annotated[
+        float, typer.Option("--longest", min=0, help="Leave out what would run longer than this in CPU seconds.")
+    ] = 300.0,
     threads: Annotated[
         int, typer.Option("--threads", min=1, help="Threads of torch; 1 gives the steadiest times.")
     ] = 1,
@@ -51,10 +54,11 @@ def bench_ops(
 
     sizes = ops.read_sizes(tokens)
     with Progress(quiet=quiet) as progress:
-        result = ops.measure(sizes, width, only or [], seconds=seconds, threads=threads, progress=progress)
+        result = ops.measure(
+            sizes, width, only or [], seconds=seconds, threads=threads, progress=progress, longest=longest,
+            so_far=None if markdown is None else lambda so_far: ops.write_page(markdown, ops.as_markdown(so_far)),
+        )  # fmt: skip
     page = ops.as_markdown(result)
-    if markdown is not None:
-        ops.write_page(markdown, page)
     if json:
         console.print_json(result)
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -84,27 +84,67 @@ def demo(
 @app.command("make")
 def demo_make(
     out: Annotated[
-        Path, typer.Option("--out", metavar="FILE", help="The film; its questions go beside it as FILE.json.")
+        Path,
+        typer.Option(
+            "--out", metavar="FILE|DIR", help="The film, its questions go beside it as FILE.json; or the folder."
+        ),
     ],
-    minutes: Annotated[float, typer.Option("--minutes", help="How long.")] = 2.0,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="How long; 2 where nothing is said. With --benchmark, of every film."),
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", help="The same seed makes the same film.")] = 0,
+    benchmark: Annotated[
+        str | None,
+        typer.Option("--benchmark", metavar="NAME", help="A folder of films: mlvu, video-mme, longvideobench, folder."),
+    ] = None,
+    videos: Annotated[
+        int, typer.Option("--videos", help="Films of a benchmark, of 3 to 60 minutes, mostly short.")
+    ] = 60,
+    workers: Annotated[int, typer.Option("--workers", help="Films of a benchmark drawn at a time.")] = 1,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a film of generated scenes with its questions beside it.
+    """Make a film of generated scenes with its questions beside it, or a whole benchmark of them.
+
+    A benchmark that was stopped goes on with the same command; a minute of film takes about a second and 150 kB.
 
     \b
-    Example:
+    Examples:
       videoprune demo make --out film.mp4 --minutes 3 --seed 7
+      videoprune demo make --benchmark mlvu --videos 60 --out MLVU/ --workers 2
+      videoprune demo make --benchmark folder --videos 5 --minutes 1 --out films/
     """
+    from videoprune.demo.benchmark import MINUTES, make_benchmark
     from videoprune.demo.film import make_film
 
+    made: dict[str, Any]
     try:
         with Progress(quiet=quiet) as progress:
-            make_film(out, minutes, seed, progress=lambda done, total: progress("make film", done, total))
+            if benchmark is None:
+                make_film(
+                    out,
+                    2.0 if minutes is None else minutes,
+                    seed,
+                    progress=lambda done, total: progress("make film", done, total),
+                )
+                made = {"film": str(out), "questions": str(out.with_suffix(".json"))}
+            else:
+                made = make_benchmark(
+                    out,
+                    benchmark,
+                    videos,
+                    seed,
+                    minutes=MINUTES if minutes is None else (minutes, minutes),
+                    workers=workers,
+                    progress=lambda done, total: progress("make films", done, total),
+                )
     except (ValueError, OSError) as error:
         raise UsageError(f"demo make: {error}") from error
     if json:
-        console.print_json({"film": str(out), "questions": str(out.with_suffix(".json"))})
-    else:
+        console.print_json(made)
+    elif benchmark is None:
         print(out)
+    else:
+        print(f"{out}: {made['videos']} films of generated scenes, {made['minutes']:.0f} minutes together")
+        print(console.columns(("TASK", "QUESTIONS"), [(task, str(n)) for task, n in made["questions"].items()]))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from videoprune.demo import names, questions, scenes
-from videoprune.demo.timeline import Timeline, draw_timeline
+from videoprune.demo.timeline import LENGTHS, Timeline, draw_timeline
 
 TAG = "videoprune-demo"  # the container's "comment" starts with it
 VERSION = 1  # of the generator: the same seed draws the same film as long as this number stays
@@ -28,9 +28,10 @@ MOST, MOST_DEFAULT = {"topic": 2, "anomaly": 2, "needle": 2, "where": 2, "count"
 ONE_FACT = ("topic", "anomaly", "needle")  # asked again in other words only
 
 
-def film_timeline(minutes: float, seed: int) -> Timeline:
-    """What happens in the film of this length and seed."""
-    return draw_timeline(60.0 * minutes, np.random.default_rng((seed, 0)))
+def film_timeline(minutes: float, seed: int, pace: float = 1.0) -> Timeline:
+    """What happens in the film of this length and seed; with a pace of 2, everything that happens takes twice as long."""
+    rng = np.random.default_rng((seed, 0))
+    return draw_timeline(60.0 * minutes, rng, length_of=lambda kind: pace * float(rng.uniform(*LENGTHS[kind])))
 
 
 def frame_count(minutes: float, fps: int) -> int:
@@ -87,11 +88,10 @@ def film_rows(timeline: Timeline, seed: int, video: str, generated: bool = False
     return [questions.mlvu_row(question, video, timeline.seconds, rng) for question in asked]
 
 
-def tag(minutes: float, seed: int, fps: int) -> str:
+def tag(minutes: float, seed: int, fps: int, pace: float = 1.0) -> str:
     """What the container's comment says about a generated film."""
-    return f"{TAG} " + json.dumps(
-        {"version": VERSION, "seed": seed, "minutes": minutes, "fps": fps}, separators=(",", ":")
-    )
+    facts = {"version": VERSION, "seed": seed, "minutes": minutes, "fps": fps} | ({"pace": pace} if pace != 1 else {})
+    return f"{TAG} " + json.dumps(facts, separators=(",", ":"))
 
 
 def is_demo_film(metadata: Mapping[str, str]) -> bool:
@@ -106,6 +106,7 @@ def make_film(
     fps: int = FPS,
     *,
     generated: bool = False,
+    pace: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Write a generated film and, beside it, its questions (``out`` with the ending ``.json``).
@@ -120,6 +121,8 @@ def make_film(
         Length, seed and frame rate. The same three give the same film.
     generated : bool
         Also write the questions that are answered in sentences (summary, sub-scene).
+    pace : float
+        What happens takes so many times as long; long films of which few frames are looked at need it above 1.
     progress : callable, optional
         Called with the pictures done and the pictures in all.
 
@@ -135,7 +138,7 @@ def make_film(
     """
     out = Path(out)
     _check(out, minutes, seed, fps)
-    timeline = film_timeline(minutes, seed)
+    timeline = film_timeline(minutes, seed, pace)
     total = frame_count(minutes, fps)
     beside = out.with_suffix(".json")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +146,7 @@ def make_film(
     part_rows = beside.with_name(f".{beside.stem}.{os.getpid()}.part.json")
     rows = film_rows(timeline, seed, out.name, generated)
     try:
-        write_video(part, draw_film(timeline, seed, fps), fps, total, tag(minutes, seed, fps), progress)
+        write_video(part, draw_film(timeline, seed, fps), fps, total, tag(minutes, seed, fps, pace), progress)
         part_rows.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         os.replace(part, out)
         os.replace(part_rows, beside)
