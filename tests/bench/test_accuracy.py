@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,50 +14,9 @@ from videoprune.bench import accuracy
 from videoprune.bench.accuracy_table import as_markdown, summarise
 from videoprune.bench.films import HeldOut
 from videoprune.bench.settings import settings
-from videoprune.demo.events import event_f1
 from videoprune.errors import UsageError
-from videoprune.report.intervals import macro_interval, wilson
 
 Run = Callable[..., Any]
-
-
-def test_wilson_as_published() -> None:
-    # Newcombe (1998), table I, method 3: 81/263, 15/148, 0/20, 1/29
-    for right, count, low, high in (
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ):
-        assert wilson(right, count) == pytest.approx((low, high), abs=5e-5)
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
-def test_the_macro_interval_draws_whole_films() -> None:
-    films = [[("a", float(n % 2)), ("b", 1.0)] for n in range(40)]
-    mean, low, high = macro_interval(films)
-    assert mean == pytest.approx(0.75)
-    # standard error of kind a's mean over 40 films is 0.5 / sqrt(40), halved by the mean over two kinds
-    assert high - low == pytest.approx(2 * 1.96 * 0.25 / math.sqrt(40), rel=0.15)
-    twice = [film * 5 for film in films]  # more questions of the same films are no more evidence
-    again = macro_interval(twice)
-    assert again[2] - again[1] == pytest.approx(high - low, rel=0.1)
-    assert math.isnan(macro_interval([])[0])
-
-
-@pytest.mark.parametrize(
-    ("told", "right", "f1"),
-    [
-        ("a red circle moves left , a blue star moves up", "a red circle moves left , a blue star moves up", 1),
-        ("A blue star moves up. A red circle moves left.", "a red circle moves left , a blue star moves up", 1),
-        ("a red circle moves left", "a red circle moves left , a blue star moves up", 2 / 3),
-        ("a red circle moves left , a red circle moves left", "a red circle moves left", 2 / 3),
-        ("a red circle moves right", "a red circle moves left", 0),
-        ("", "a red circle moves left", 0),
-    ],
-)
-def test_event_f1(told: str, right: str, f1: float) -> None:
-    assert event_f1(told, right) == pytest.approx(f1)
 
 
 def test_settings() -> None:

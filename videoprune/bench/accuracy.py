@@ -24,8 +24,8 @@ import numpy as np
 
 from videoprune.bench.films import FIRST_SEED, KINDS, LISTS, Asked, HeldOut
 from videoprune.bench.settings import Setting
-from videoprune.demo.events import event_f1
 from videoprune.demo.language import LETTERS
+from videoprune.evaluate.events import event_f1
 
 if TYPE_CHECKING:
     from videoprune.pipeline import Pipeline
@@ -142,7 +142,7 @@ def _ask(work: Work, setting: Setting, video: Video, asked: Sequence[Asked]) -> 
 def _open(video: Video, one: Asked) -> dict[str, Any]:
     answer = video.ask(one.question.text)
     score = (
-        event_f1(answer.text, one.question.answer)
+        event_f1(answer.text, one.question.answer).f1
         if one.kind in LISTS
         else float(plain(answer.text) == plain(one.question.answer))
     )

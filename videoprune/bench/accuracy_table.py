@@ -12,7 +12,7 @@ import numpy as np
 
 from videoprune.bench.films import KINDS, MACRO
 from videoprune.errors import EnvironmentProblem
-from videoprune.report.intervals import macro_interval, wilson
+from videoprune.evaluate.intervals import by_film, macro_of, wilson
 
 Row = Mapping[str, Any]
 SHORT = {"direction": "direct.", "sub_scene": "scene F1", "list": "list F1", "colour": "colour"}
@@ -40,10 +40,10 @@ def summarise(rows: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]
         for kind in KINDS:
             scores = [row["score"] for row in own if row["kind"] == kind]
             if scores:
-                low, high = wilson(sum(scores), len(scores))
+                low, high = wilson(round(sum(scores)), len(scores))
                 kinds[kind] = {"n": len(scores), "score": float(np.mean(scores)), "low": low, "high": high}
         record = {"frames": frames, "form": form, "setting": setting, "n": len(own), "kinds": kinds}
-        record["macro"] = _interval(_by_film(own))
+        record["macro"] = _interval(_scored(own))
         record["difference"] = _interval(_paired(own, dense)) if setting != "dense" and dense else None
         if form == "open":
             record |= _costs(own)
@@ -51,28 +51,34 @@ def summarise(rows: Sequence[Row], order: Sequence[str]) -> list[dict[str, Any]]
     return records
 
 
-def _interval(groups: Sequence[Sequence[tuple[str, float]]]) -> dict[str, float]:
-    mean, low, high = macro_interval(groups)
-    return {"mean": mean, "low": low, "high": high}
+Scored = list[tuple[str, str, float]]  # film, kind, score
 
 
-def _by_film(rows: Sequence[Row]) -> list[list[tuple[str, float]]]:
-    films: dict[int, list[tuple[str, float]]] = defaultdict(list)
-    for row in rows:
-        if row["kind"] in MACRO:
-            films[row["seed"]].append((row["kind"], row["score"]))
-    return list(films.values())
+def _interval(scored: Scored) -> dict[str, float]:
+    """Mean over kinds of the mean score of each, with its interval: whole films are drawn."""
+    kinds = sorted({kind for _, kind, _ in scored})
+    scores, counts = np.zeros((len(scored), len(kinds))), np.zeros((len(scored), len(kinds)))
+    for row, (_, kind, score) in enumerate(scored):
+        scores[row, kinds.index(kind)], counts[row, kinds.index(kind)] = score, 1
+    if not scored:
+        return {"mean": math.nan, "low": math.nan, "high": math.nan}
+    low, high = by_film([film for film, _, _ in scored], [scores, counts], macro_of)
+    return {"mean": float(macro_of(scores.sum(0), counts.sum(0))), "low": low, "high": high}
 
 
-def _paired(rows: Sequence[Row], dense: Sequence[Row]) -> list[list[tuple[str, float]]]:
+def _scored(rows: Sequence[Row]) -> Scored:
+    return [(str(row["seed"]), row["kind"], row["score"]) for row in rows if row["kind"] in MACRO]
+
+
+def _paired(rows: Sequence[Row], dense: Sequence[Row]) -> Scored:
     """Differences to dense of the same question on the same film."""
     reference = {(row["seed"], row["kind"], row["question"], row["answer"]): row["score"] for row in dense}
-    films: dict[int, list[tuple[str, float]]] = defaultdict(list)
+    found: Scored = []
     for row in rows:
         same = (row["seed"], row["kind"], row["question"], row["answer"])
         if row["kind"] in MACRO and same in reference:
-            films[row["seed"]].append((row["kind"], row["score"] - reference[same]))
-    return list(films.values())
+            found.append((str(row["seed"]), row["kind"], row["score"] - reference[same]))
+    return found
 
 
 def _costs(rows: Sequence[Row]) -> dict[str, Any]:
