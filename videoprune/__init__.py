@@ -16,16 +16,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from videoprune.pipeline import Answer, Pipeline, Video
+    from videoprune.answer import Answer, OptionScores
+    from videoprune.chat import Chat
+    from videoprune.pipeline import Pipeline, Video
     from videoprune.recipe import Recipe
     from videoprune.tokens import VisualTokens
     from videoprune.video import FrameRule
 
-__all__ = ["Answer", "FrameRule", "Pipeline", "Recipe", "Video", "VisualTokens", "__version__"]
+__all__ = ["Answer", "Chat", "FrameRule", "OptionScores", "Pipeline", "Recipe", "Video", "VisualTokens", "__version__"]
 
 _HOMES = {
-    "Answer": "pipeline",
+    "Answer": "answer",
+    "Chat": "chat",
     "FrameRule": "video",
+    "OptionScores": "answer",
     "Pipeline": "pipeline",
     "Recipe": "recipe",
     "Video": "pipeline",

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from videoprune import __version__, console
-from videoprune.commands import ask, demo, lists
+from videoprune.commands import ask, batch, bench, compare, demo, doctor, hosts, index, lists, plan, score, show, tune
 
 app = typer.Typer(
     name="videoprune",
@@ -23,8 +23,16 @@ app = typer.Typer(
     epilog="Exit codes: 0 ok, 1 a film can't be read, 2 usage, 3 environment (device, package, model), 130 interrupted.",
 )
 app.command()(ask.ask)
+app.command()(plan.plan)
+app.command()(batch.batch)
+app.command()(score.score)
+app.command()(compare.compare)
+app.command()(index.index)
+app.command()(show.show)
 app.add_typer(demo.app, name="demo")
-for listing in (lists.methods, lists.recipes, lists.validate, lists.doctor):
+app.command()(tune.tune)
+app.add_typer(bench.app, name="bench")
+for listing in (lists.methods, lists.recipes, hosts.hosts, lists.validate, doctor.doctor):
     app.command()(listing)
 
 

@@ -31,6 +31,7 @@ from videoprune.decoders import DECODERS, available_decoders
 from videoprune.errors import FilmError, UsageError
 from videoprune.header import Header, orient, read_header
 from videoprune.reader import Reader
+from videoprune.spread import SPREADS, spread_seconds
 
 __all__ = ["DECODERS", "Film", "FilmInfo", "FrameRule", "Frames", "available_decoders", "prefetch", "probe", "targets"]
 
@@ -51,6 +52,9 @@ class FrameRule:
         start: seconds from the first frame, 0 where absent.
         end: seconds from the first frame, the film's end where absent or later.
         keyframes: take the keyframe nearest to each target, and decode nothing else.
+        spread: another way to spread `frames` (or `max`), by frame numbers i = 0 … N-1 as published harnesses do: "ends"
+            (evenly from the first to the last), "inner" (i·N/(n+1) for i = 1 … n) or "floor" (every floor(N/n)-th from the
+            first, with n at most the whole seconds). N is length × frame rate, exact where that is constant.
     """
 
     fps: float | None = None
@@ -59,6 +63,7 @@ class FrameRule:
     start: float | None = None
     end: float | None = None
     keyframes: bool = False
+    spread: str | None = None
 
     def __post_init__(self) -> None:
         if self.fps is not None and self.frames is not None:
@@ -78,6 +83,10 @@ class FrameRule:
             )
         if not isinstance(self.keyframes, bool):
             raise UsageError(f"frame rule: keyframes={self.keyframes!r}; true or false is allowed")
+        if self.spread is not None and self.spread not in SPREADS:
+            raise UsageError(f"frame rule: spread={self.spread!r}; allowed are {', '.join(SPREADS)}")
+        if self.spread is not None and self.frames is None and self.max is None:
+            raise UsageError(f"frame rule: spread={self.spread!r} spreads a number of frames; give frames or max, too")
 
 
 def _number(name: str, value: Any, low: float, open_low: bool = False) -> None:
@@ -174,6 +183,9 @@ def targets(info: FilmInfo, rule: FrameRule) -> np.ndarray:
             return start + np.arange(given, dtype=np.float64) / fps
         count = rule.max
     count = min(count, rule.max or count)
+    if rule.spread is not None:
+        fps = info.fps or (info.frames / info.duration if info.frames else DEFAULT_FPS)
+        return start + spread_seconds(rule.spread, count, end - start, fps)
     return start + (np.arange(count, dtype=np.float64) + 0.5) * ((end - start) / count)
 
 
