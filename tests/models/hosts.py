@@ -34,6 +34,7 @@ def stock_features(host: Host, images: np.ndarray) -> tuple[dict[str, Any], Tens
     pixels, model = host.preprocess(images), host.model.model
     if host.family in ("llava-onevision", "llava-next-video", "video-llava"):
         features = model.get_video_features(pixels[None], return_dict=True).pooler_output
+        features = features if isinstance(features, Tensor) else torch.stack(list(features))  # a tuple of films in 5.18
         return {"pixel_values_videos": pixels[None]}, features.flatten(0, -2)
     if host.family == "longva":  # the authors' average pooling is not in the stock class
         features = torch.stack(list(model.get_image_features(pixels, return_dict=True).pooler_output))
