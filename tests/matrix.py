@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests import tiny
+from tests import tiny, tiny_qwen
 from videoprune.errors import UsageError
 from videoprune.models.host import Host
 from videoprune.models.load import load_host
@@ -38,14 +38,14 @@ from videoprune.watched import Answer, Video
 from videoprune.watching import Watcher
 
 STAGES = ("segment", "encode", "merge", "prefill", "decode")
-HOSTS = tuple(
-    name
-    for name in (
-        "onevision", "longva", "llava_next_video", "video_llava", "llava15", "llava_next", "internvl",
-        "qwen2_vl", "qwen2_5_vl", "qwen3_vl",
+MAKERS = {
+    maker.__name__: maker
+    for maker in (
+        tiny.onevision, tiny.longva, tiny.llava_next_video, tiny.video_llava, tiny.llava15, tiny.llava_next, tiny.internvl,
+        tiny_qwen.qwen2_vl, tiny_qwen.qwen2_5_vl, tiny_qwen.qwen3_vl,
     )
-    if hasattr(tiny, name)
-)  # fmt: skip
+}  # fmt: skip
+HOSTS = tuple(MAKERS)
 KEEPS: tuple[float | int | None, ...] = (1, None, 0.5, 0.1, 7, 100_000)
 DTYPES = ("float32", "bfloat16")
 FILMS = ("moving", "repeated", "black", "one_frame", "two_frames")
@@ -115,7 +115,7 @@ def _folder() -> Path:
 def host_of(name: str, dtype: str) -> Host:
     folder = _folder() / name
     if not folder.exists():
-        getattr(tiny, name)(folder)
+        MAKERS[name](folder)
     loaded = load_host(folder, device="cpu", dtype=dtype)
     loaded.model.generation_config.eos_token_id = None  # every run decodes as many tokens
     return loaded
