@@ -109,5 +109,5 @@ def complete(question: str) -> str:
     """
     bare = question.rstrip(" .?!")
     first = bare.split(" ", 1)[0].lower()
-    orders = ("list", "name", "describe", "tell", "give", "summarize", "summarise")
+    orders = ("list", "name", "describe", "tell", "give", "summarize", "summarise", "identify", "recap", "count")
     return f"{bare}{'.' if first in orders else '?'}" if bare and "(" not in bare else question

@@ -158,8 +158,13 @@ class Asker:
     def _pick(self, options: Sequence):  # type: ignore[no-untyped-def]
         return options[int(self.rng.integers(len(options)))]
 
+    def wording(self, name: str) -> str:
+        """A template of :data:`WORDINGS`."""
+        template: str = self._pick(WORDINGS[name])
+        return template
+
     def _say(self, wording: str, **parts: str) -> str:
-        return self._pick(WORDINGS[wording]).format(**parts)
+        return self.wording(wording).format(**parts)
 
     def _others(self, options: Sequence[str], answer: str) -> tuple[str, ...]:
         rest = [o for o in options if o != answer]

@@ -1,21 +1,23 @@
-"""Train the demo model from nothing: ``python -m videoprune.demo.train --quick --out DIR``.
+"""Train the demo model: ``python -m videoprune.demo.train --quick --out DIR``.
 
 Stages, each written to ``DIR`` when it is complete and skipped by ``--resume`` when it is there: tower, banks, language
-model (phase by phase), export. Step counts are fixed, so that a slower machine trains the same model for longer.
+model (two courses, phase by phase), export. Step counts are fixed, so that a slower machine trains the same model for
+longer. ``--quick`` is the tower and the first course: the shipped weights. ``--full`` adds the second course;
+``--start-from FOLDER`` takes the tower and the first course's result from an exported model.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    from videoprune.demo.training.lm import Phase
+    from videoprune.demo.training.lm import Course
 
 log = logging.getLogger("videoprune.demo.train")
 BANK_SEED, HELD_OUT_SEED = 10_000, 2_000_000  # first seeds of place instances, trained on and held out
@@ -29,72 +31,128 @@ class Plan:
     tower_steps: int
     places: int  # in the bank
     held_places: int
-    steps: tuple[int, ...]  # of the language model's phases
+    steps: tuple[int, ...]  # of the phases of the language model's first course
+    more_steps: tuple[int, ...] = ()  # of its second; none: the first is all
     batch: int = 128
 
 
 QUICK = Plan(streams=1200, tower_steps=900, places=560, held_places=60, steps=(500, 900, 500, 300, 350, 600))
-SMOKE = Plan(streams=8, tower_steps=3, places=12, held_places=12, steps=(2, 2, 2, 2, 2, 2))
+FULL = replace(QUICK, more_steps=(1500, 2000, 2500))
+SMOKE = Plan(streams=8, tower_steps=3, places=12, held_places=12, steps=(2, 2, 2, 2, 2, 2), more_steps=(2, 2, 2))
 
 
-def phases(steps: tuple[int, ...]) -> list[Phase]:
+def first_course(steps: tuple[int, ...]) -> Course:
     """Short films first, then all lengths with few tokens, then ever more dense ones; mixed to the end."""
+    from videoprune.demo.training.asking import FIRST
     from videoprune.demo.training.compose import Shape
-    from videoprune.demo.training.lm import Phase
+    from videoprune.demo.training.lm import Course, Phase
 
-    # films are per process; a step sees two processes' films
+    # films are per part of a step, of which there are two
     short = Shape(8, 128, 256, (8, 16, 24, 32))
     small = Shape(8, 160, 256, (16, 32, 48, 64, 96, 128))
     medium = Shape(6, 320, 256, (32, 64, 96, 128, 128))
     large = Shape(4, 672, 256, (42, 64, 96, 128, 128))
     dense = Shape(2, 2080, 256, (64, 100, 120, 128, 130, 192, 256))
-    return [
-        Phase("short", steps[0], ((1.0, short),)),
-        Phase("sparse", steps[1], ((0.75, small), (0.25, medium))),
-        Phase("mixed", steps[2], ((0.7, small), (0.3, medium))),
-        Phase("again", steps[3], ((0.75, small), (0.25, medium))),
-        Phase("keys", steps[4], ((0.75, small), (0.25, medium))),
-        Phase("all", steps[5], ((0.38, small), (0.3, medium), (0.18, large), (0.14, dense))),
-    ]
+    phases = (
+        Phase("short", steps[0], ((1.0, short),), FIRST),
+        Phase("sparse", steps[1], ((0.75, small), (0.25, medium)), FIRST),
+        Phase("mixed", steps[2], ((0.7, small), (0.3, medium)), FIRST),
+        Phase("again", steps[3], ((0.75, small), (0.25, medium)), FIRST),
+        Phase("keys", steps[4], ((0.75, small), (0.25, medium)), FIRST),
+        Phase("all", steps[5], ((0.38, small), (0.3, medium), (0.18, large), (0.14, dense)), FIRST),
+    )
+    return Course(phases)
+
+
+def second_course(steps: tuple[int, ...]) -> Course:
+    """Letters, more wordings, and more of what the first course left weak: colours by shape, counts, neighbours."""
+    from videoprune.demo.training.asking import Mix
+    from videoprune.demo.training.compose import Shape
+    from videoprune.demo.training.lm import Course, Phase
+
+    small = Shape(8, 160, 384, (16, 32, 48, 64, 64, 96, 128))
+    medium = Shape(6, 320, 384, (32, 64, 64, 96, 128, 128))
+    large = Shape(4, 672, 384, (42, 64, 64, 96, 128, 128, 192))
+    dense = Shape(2, 2080, 384, (64, 64, 100, 120, 128, 130, 192, 256))
+    sparse = ((0.8, small), (0.2, medium))
+    mixed = ((0.55, small), (0.22, medium), (0.13, large), (0.1, dense))
+    letters = Mix(letters=0.5, lookups=2.0)
+    phases = (
+        Phase("letters", steps[0], sparse, letters),
+        Phase("weak", steps[1], sparse),
+        Phase("last", steps[2], mixed),
+    )
+    return Course(phases, hold=0.3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_const", const=QUICK, dest="plan", help="about two hours on two CPU cores")
-    size.add_argument("--smoke", action="store_const", const=SMOKE, dest="plan", help="a minute: does everything run?")
+    size.add_argument("--quick", action="store_const", const=QUICK, dest="plan", help="two hours on two free CPU cores")
+    size.add_argument("--full", action="store_const", const=FULL, dest="plan", help="most of a day on them, or a GPU")
+    size.add_argument("--smoke", action="store_const", const=SMOKE, dest="plan", help="minutes: does everything run?")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="keep what is complete in --out")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start-from", type=Path, help="an exported model: skip the tower and the first course")
+    parser.add_argument("--device", default="cpu", help="of the language model's training: cpu or cuda")
+    parser.add_argument(
+        "--processes", type=int, choices=(1, 2), help="of the language model's training; without it 2 on a cpu, else 1"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="of the tower's training and of drawing")
     parser.set_defaults(plan=QUICK)
     options = parser.parse_args()
+    if options.start_from is not None and not options.plan.more_steps:
+        parser.error("--start-from skips the first course, and this plan has no second: give --full (or --smoke)")
     options.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    torch.set_num_threads(options.threads)
-    run(options.plan, options.out, options.seed, options.resume, options.threads)
+    processes = options.processes or (2 if options.device == "cpu" else 1)
+    if options.device != "cpu" and (processes > 1 or not torch.cuda.is_available()):
+        parser.error(f"--device {options.device} needs a CUDA device and one process; --device cpu runs anywhere")
+    arguments = options.plan, options.out, options.seed, options.resume, options.threads
+    run(*arguments, options.start_from, options.device, processes)
 
 
-def run(plan: Plan, out: Path, seed: int, resume: bool, threads: int) -> None:
+def run(
+    plan: Plan,
+    out: Path,
+    seed: int,
+    resume: bool,
+    threads: int,
+    start_from: Path | None = None,
+    device: str = "cpu",
+    processes: int = 2,
+) -> None:
     """All stages in order."""
     from videoprune.demo.training.bank import build_bank
-    from videoprune.demo.training.export import export
+    from videoprune.demo.training.export import disassemble, export
     from videoprune.demo.training.lm import train_lm
     from videoprune.demo.training.tower import train_tower
 
     def missing(path: Path) -> bool:
         return not (resume and path.exists())
 
-    tower, bank, held = out / "tower.pt", out / "bank.pt", out / "bank_held_out.pt"
-    if missing(tower):
+    tower, bank, held, begun = (out / f"{name}.pt" for name in ("tower", "bank", "bank_held_out", "lm_begun"))
+    torch.set_num_threads(threads)
+    if start_from is not None:
+        if missing(tower) or missing(begun):
+            disassemble(start_from, tower, begun)
+    elif missing(tower):
         train_tower(tower, plan.streams, plan.tower_steps, plan.batch, seed, threads)
     if missing(bank):
         build_bank(bank, tower, plan.places, BANK_SEED + 100_000 * seed, threads)
     if missing(held):
         build_bank(held, tower, plan.held_places, HELD_OUT_SEED, threads)
-    planned = phases(plan.steps)
-    train_lm(out, bank, held, planned, seed, resume, threads)
-    export(out / "model", tower, out / f"lm_{planned[-1].name}.pt")
+    trained = begun
+    if start_from is None:
+        course = first_course(plan.steps)
+        train_lm(out, bank, held, course, None, seed, resume, device, processes)
+        trained = out / f"lm_{course.phases[-1].name}.pt"
+    if plan.more_steps:
+        course = second_course(plan.more_steps)
+        train_lm(out, bank, held, course, trained, seed + 1, resume, device, processes)
+        trained = out / f"lm_{course.phases[-1].name}.pt"
+    export(out / "model", tower, trained)
     log.info("the model is in %s", out / "model")
 
 

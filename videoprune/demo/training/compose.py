@@ -16,32 +16,22 @@ import numpy as np
 import torch
 
 from videoprune.demo import language, names
-from videoprune.demo.questions import TASKS, Asker, Question, with_options
+from videoprune.demo.questions import Question
 from videoprune.demo.timeline import Timeline, draw_timeline
+from videoprune.demo.training.asking import SECOND, Examiner, Mix
 from videoprune.demo.training.bank import Bank, Place
 from videoprune.demo.training.common import CELLS
 
 HEADER = 2  # tokens before the video: <|im_start|> user
 CLIP_SECONDS = {"actor": 5, "item": 3, "anomaly": 5}  # room kept for an event, in sampled frames
-LETTER_SHARE, LOOKUP_SHARE = 0.12, 0.2  # of questions asked with options; of films with a text-only look-up
 WEAK_EVIDENCE_SHARE = 0.12  # of pruned films lose part of the evidence
 COMPACT_SHARE = 0.15  # of pruned films are renumbered
-FEW_COLOURS_SHARE, FEW_COLOURS = 0.4, 2  # of films show objects of two colours only
+FEW_COLOURS = 2  # in films of few colours
 MERGED_SHARE = 0.5  # of pruned films have averaged tokens
-_END = language.WORD_ID[language.END]
 _VIDEO = language.WORD_ID[language.VIDEO]
-_ASK = [_END, language.WORD_ID[language.START], language.WORD_ID["assistant"]]
 _OPEN = [language.WORD_ID[language.START], language.WORD_ID["user"]]
-_PREFIX = language.encode("Best option: (")
 
 BROAD = ("topic", "sub_scene", "letter", "list")  # kinds whose answers are not about one thing at one time
-
-# How often a film is asked each kind; above 1 it is asked again (another wording, mostly another object).
-ASK_RATES = {
-    "count": 2.0, "after": 1.7, "before": 2.0, "direction": 1.5, "order": 1.2, "colour": 2.5, "where": 0.8, "needle": 0.6,
-    "anomaly": 0.5, "topic": 0.4, "sub_scene": 0.6, "list": 0.4,
-}  # fmt: skip
-
 
 # What a token of a crossing object is taught to know by the middle of the model: class counts of own shape, colour and
 # direction, those of the object before it (the last class: none), how many came before, and how often this one came.
@@ -81,12 +71,19 @@ class Batch:
     books: torch.Tensor  # (B, visual, len(BOOKS)), -100 on tokens that show no crossing object
     asked: list[Asked]
 
+    def to(self, device: str) -> Batch:
+        """The same batch with its tensors on a device."""
+        film, place, told = (t.to(device) for t in self.points)
+        tensors = {n: getattr(self, n).to(device) for n in ("ids", "labels", "positions", "mask", "features", "books")}
+        return Batch(**tensors, points=(film, place, told), asked=self.asked)
+
 
 class Composer:
     """Endless batches from a bank."""
 
-    def __init__(self, bank: Bank, rng: np.random.Generator) -> None:
-        self.bank, self.rng = bank, rng
+    def __init__(self, bank: Bank, rng: np.random.Generator, mix: Mix = SECOND) -> None:
+        self.bank, self.rng, self.mix = bank, rng, mix
+        self.examiner = Examiner(rng, mix)
 
     # ---- films
 
@@ -101,7 +98,9 @@ class Composer:
                 away.setdefault(other.name, other)
         cast = set(main.actors).intersection(*(place.actors for place in away.values()))
         objects = sorted(cast)
-        if rng.random() < FEW_COLOURS_SHARE:  # else the colour alone tells objects apart, and shapes are never learnt
+        if (
+            rng.random() < self.mix.few_colours
+        ):  # else the colour alone tells objects apart, and shapes are never learnt
             few = set(rng.choice(names.COLOURS, FEW_COLOURS, replace=False).tolist())
             objects = [o for o in objects if o[1] in few] or objects
         drawn = draw_timeline(float(seconds), rng, objects, main.name, CLIP_SECONDS.__getitem__, step=1.0)
@@ -207,57 +206,6 @@ class Composer:
             before = own
         return books
 
-    # ---- questions
-
-    def questions(self, timeline: Timeline) -> list[Question]:
-        """Questions about a film in random order."""
-        asker, asked = Asker(timeline, self.rng), []
-        for kind in TASKS:
-            rate = ASK_RATES[kind]
-            times = int(rate) + (self.rng.random() < rate % 1)
-            asked += [q for q in (asker.ask(kind) for _ in range(times)) if q is not None]
-        asked = list({(q.text, q.answer): q for q in asked}.values())
-        if self.rng.random() < LOOKUP_SHARE:
-            asked.append(self.look_up())
-        self.rng.shuffle(asked)  # type: ignore[arg-type]
-        return sorted(asked, key=lambda q: q.kind != "list")  # the longest first, so that it always fits
-
-    def look_up(self) -> Question:
-        """A question that needs no film: which letter stands before a given text."""
-        rng = self.rng
-        pools = (names.PLACES, names.COLOURS, names.ITEMS, names.DIRECTIONS, names.NUMBERS, names.ANOMALIES)
-        pick = int(rng.integers(2 * len(pools)))
-        if pick < len(pools):
-            options = [pools[pick][i] for i in rng.permutation(len(pools[pick]))[:4]]
-        else:
-            ways = rng.random() < 0.5
-            options = []
-            while len(options) < 4:
-                name = f"{names.COLOURS[rng.integers(6)]} {names.SHAPES[rng.integers(6)]}"
-                text = f"a {name} moves {names.DIRECTIONS[rng.integers(4)]}" if ways else name
-                options += [text] if text not in options else []
-        return Question("letter", f"Which option is {options[0]}?", options[0], tuple(options[1:]), ())
-
-    def tokens(self, question: Question) -> tuple[list[int], list[int], bool]:
-        """Prompt and answer ids of a question, and whether it is asked with lettered options."""
-        rng = self.rng
-        lettered = question.kind == "letter" or (bool(question.wrong) and rng.random() < LETTER_SHARE)
-        text = question.text
-        if not lettered:
-            return language.encode(text) + _ASK, [*language.encode(question.answer), _END], False
-        options, right = with_options(question, rng)
-        style = rng.random()
-        if style < 0.2:
-            text = f"Question: {text} Options:"
-        lines = "\n".join(f"({letter}) {option}" for letter, option in zip(language.LETTERS, options, strict=True))
-        text = f"{text}\n{lines}"
-        if style > 0.8:
-            text += "\nOnly give the best option."
-        prompt, answer = language.encode(text) + _ASK, language.encode(f"({language.LETTERS[right]})")
-        if rng.random() < 0.5:  # as the MLVU protocol asks: the answer's first words are given
-            prompt, answer = prompt + _PREFIX, answer[1:]
-        return prompt, [*answer, _END], True
-
     # ---- batches
 
     def batch(self, shape: Shape) -> Batch:
@@ -299,8 +247,8 @@ class Composer:
             at = HEADER + shape.visual + 1
             second = np.full(shape.visual, -1.0)  # of each visual token that shows an event
             second[:n] = np.where(self.bank.shown[rows].ravel()[kept], kept // CELLS, -1)
-            for number, question in enumerate(self.questions(timeline), 1):
-                prompt, answer, lettered = self.tokens(question)
+            for number, question in enumerate(self.examiner.questions(timeline), 1):
+                prompt, answer, lettered = self.examiner.tokens(question)
                 size = len(prompt) + len(answer)
                 if at + size > length:
                     continue

@@ -11,8 +11,9 @@ import torch
 from transformers import GenerationConfig, LlavaOnevisionForConditionalGeneration
 
 from videoprune.demo import language, scenes
-from videoprune.demo.training.common import IMAGE_MEAN, IMAGE_STD, build_model
-from videoprune.demo.training.lm import Reader
+from videoprune.demo.training.common import IMAGE_MEAN, IMAGE_STD, build_model, word_rows
+from videoprune.demo.training.lm import Reader, concept_ids
+from videoprune.errors import UsageError
 
 MOST_NEW_TOKENS = 160
 
@@ -32,6 +33,41 @@ def assemble(tower: Path | None, lm: Path | None) -> LlavaOnevisionForConditiona
         model.model.vision_tower.load_state_dict(state["tower"])
         model.model.multi_modal_projector.load_state_dict(state["projector"])
     return model
+
+
+def disassemble(folder: Path, tower: Path, lm: Path) -> None:
+    """Stage files from an exported model folder, the opposite of :func:`assemble`.
+
+    Weights have the folder's precision (bf16) and no optimizer state comes with them. Rows of words that the
+    folder's vocabulary lacks are drawn at random, as in a new model; the vocabulary may only have grown at its end.
+
+    Raises
+    ------
+    UsageError
+        When the folder's words are not the first words of today's vocabulary.
+    """
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    known = tokenizer["model"]["vocab"]
+    if any(language.WORD_ID.get(word) != number for word, number in known.items()):
+        raise UsageError(
+            f"{folder}: its vocabulary of {len(known)} words is not the beginning of today's "
+            f"({len(language.VOCABULARY)} words); train from nothing instead"
+        )
+    model = LlavaOnevisionForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    parts = {
+        "tower": model.model.vision_tower.state_dict(),
+        "projector": model.model.multi_modal_projector.state_dict(),
+    }
+    torch.save(parts, tower)
+    torch.manual_seed(0)
+    reader = Reader()
+    weights = reader.state_dict()
+    found = {f"lm.{name}": value for name, value in model.model.language_model.state_dict().items()}
+    found |= {"head.weight": model.lm_head.weight.detach(), "newline": model.model.image_newline.detach()}
+    for name, value in found.items():
+        weights[name][: len(value)] = value  # embeddings may have more rows than the folder's
+    weights["lm.embed_tokens.weight"][concept_ids()] = word_rows()  # exact, and frozen in training
+    torch.save({"weights": {name: weights[name] for name, _ in reader.named_parameters()}}, lm)
 
 
 def export(out: Path, tower: Path | None = None, lm: Path | None = None) -> None:

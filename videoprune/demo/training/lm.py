@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,16 +20,19 @@ from torch import nn
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from videoprune.demo import language, names
+from videoprune.demo.training.asking import SECOND, Mix
 from videoprune.demo.training.bank import Bank
 from videoprune.demo.training.common import WIDTH, WORD_RMS, MasterWeights, build_model, schedule, word_rows
 from videoprune.demo.training.compose import BOOKS, HEADER, Batch, Composer, Shape
 
 log = logging.getLogger(__name__)
 MUON_LR, ADAM_LR, WARM, HOLD = 2e-3, 1e-3, 60, 0.75
+RANKS = 2  # films of a step are drawn in as many independent parts, by as many processes or by one
 BOOK_LAYER, BOOK_WEIGHT = 5, 0.3
 POINTING_HEADS, POINT_WEIGHT = (0, 3), 0.4  # one head of each key/value group
 SYNONYM_NOISE = 0.3
 EVALUATION_BATCHES = 8
+SAVE_EVERY = 100  # steps
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,15 @@ class Phase:
     name: str
     steps: int
     shapes: tuple[tuple[float, Shape], ...]
+    mix: Mix = SECOND
+
+
+@dataclass(frozen=True)
+class Course:
+    """Phases under one learning-rate schedule, from a fresh optimizer state: constant for ``hold``, then down to 0."""
+
+    phases: tuple[Phase, ...]
+    hold: float = HOLD
 
 
 class Reader(nn.Module):
@@ -141,13 +154,14 @@ def exact(
     composer: Composer,
     shape: Shape,
     batches: int,
+    device: str = "cpu",
 ) -> dict[str, tuple[float, int]]:
     """Share of answers whose every token is the most likely one (what greedy decoding would write), by kind."""
     right: dict[str, list[bool]] = defaultdict(list)
     for _ in range(batches):
-        batch = composer.batch(shape)
+        batch = composer.batch(shape).to(device)
         logits, targets, where, _ = predict(body, head, batch)
-        hit = torch.zeros(where.shape, dtype=torch.bool)
+        hit = torch.zeros_like(where)
         hit[where] = logits.argmax(-1) == targets
         for a in batch.asked:
             name = a.kind + ("/letter" if a.letter else "")
@@ -156,25 +170,41 @@ def exact(
 
 
 def train_lm(
-    folder: Path, bank: Path, held: Path, phases: Sequence[Phase], seed: int, resume: bool, processes: int
+    folder: Path,
+    bank: Path,
+    held: Path,
+    course: Course,
+    start: Path | None,
+    seed: int,
+    resume: bool,
+    device: str = "cpu",
+    processes: int = RANKS,
 ) -> None:
-    """Train with one single-threaded process a core, which average their gradients once a step.
+    """Train one course; ``start`` is a file of weights to begin from (None: random weights).
 
-    Many small operations make threads wait for each other all the time, most of all when the machine does other work.
+    Two single-threaded processes each take half of a step's films and average their gradients: many small operations
+    make threads wait for each other all the time. One process takes both halves: for a GPU, and for a machine so busy
+    that two processes mostly wait for each other.
     """
-    port = 29000 + os.getpid() % 1000
-    arguments = (processes, port, folder, bank, held, tuple(phases), seed, resume)
-    torch.multiprocessing.spawn(_worker, arguments, nprocs=processes)
+    if processes == RANKS:
+        port = 29000 + os.getpid() % 1000
+        arguments = (port, folder, bank, held, course, start, seed, resume)
+        torch.multiprocessing.spawn(_worker, arguments, nprocs=RANKS)
+        return
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled_0")
+    torch.set_num_threads(1)
+    banks = [torch.load(path, weights_only=False) for path in (bank, held)]
+    train_course(folder, banks[0], banks[1], course, start, seed, resume, device)
 
 
 def _worker(
     rank: int,
-    processes: int,
     port: int,
     folder: Path,
     bank: Path,
     held: Path,
-    phases: tuple[Phase, ...],
+    course: Course,
+    start: Path | None,
     seed: int,
     resume: bool,
 ) -> None:
@@ -184,11 +214,11 @@ def _worker(
     # one cache of compiled kernels each: two processes that write one file at a time read it half-written
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / f"compiled_{rank}")
     store = f"tcp://127.0.0.1:{port}"
-    # long: the first process saves and measures while the others wait
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=processes, timeout=timedelta(minutes=30))
+    # very long: the first process saves and measures while the others wait, and someone may stop all for a while
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS, timeout=timedelta(hours=24))
     # our own files: a Bank is pickled, so weights_only does not apply
     banks = [torch.load(path, weights_only=False) for path in (bank, held)]
-    train_phases(folder, banks[0], banks[1], phases, seed, resume)
+    train_course(folder, banks[0], banks[1], course, start, seed, resume)
     dist.destroy_process_group()
 
 
@@ -204,86 +234,145 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
         at += g.numel()
 
 
-def train_phases(folder: Path, bank: Bank, held: Bank, phases: Sequence[Phase], seed: int, resume: bool) -> None:
-    """Train phase by phase; ``folder/lm_<phase>.pt`` holds weights and optimizer after each."""
-    rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    torch.manual_seed(seed)
-    reader = Reader().bfloat16()
-    named = list(reader.named_parameters())
-    optimizer = MasterWeights(named, MUON_LR, ADAM_LR)
-    with torch.no_grad():  # from fp32, not from the rounded working copy
-        concepts, exact_rows = concept_ids(), word_rows()
-        table = optimizer.names.index("lm.embed_tokens.weight")
-        optimizer.master[table][concepts] = exact_rows
-    keeper = Bookkeeper()
-    for p in keeper.parameters():
-        p.grad = torch.zeros_like(p)  # so that all processes always send the same message
-    keeper_optimizer = torch.optim.AdamW(keeper.parameters(), lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0)
-    compiled = torch.compile(reader, dynamic=False)
-    torch._dynamo.config.cache_size_limit = 32
+class Pupil:
+    """The language model in training: what one step needs, on one device."""
+
+    def __init__(self, seed: int, device: str = "cpu") -> None:
+        torch.manual_seed(seed)
+        self.reader = Reader().bfloat16().to(device)
+        self.named = list(self.reader.named_parameters())
+        self.optimizer = MasterWeights(self.named, MUON_LR, ADAM_LR)
+        self.concepts = concept_ids().to(device)
+        with torch.no_grad():  # from fp32, not from the rounded working copy
+            table = self.optimizer.names.index("lm.embed_tokens.weight")
+            self.optimizer.master[table][self.concepts] = word_rows().to(device)
+        self.keeper = Bookkeeper().to(device)
+        for p in self.keeper.parameters():
+            p.grad = torch.zeros_like(p)  # so that all processes always send the same message
+        self.keeper_optimizer = torch.optim.AdamW(
+            self.keeper.parameters(), lr=ADAM_LR, betas=(0.9, 0.98), weight_decay=0.0
+        )
+        torch._dynamo.config.cache_size_limit = 32
+        self.compiled = torch.compile(self.reader, dynamic=False)
+
+    def backward(self, batch: Batch, parts: int) -> tuple[float, float, float]:
+        """Add a batch's gradients, one of ``parts``; its losses: answers, books, pointing."""
+        logits, targets, _, middle = predict(self.compiled, self.reader.head, batch)
+        loss = F.cross_entropy(logits, targets)
+        extra = self.keeper(middle, batch.books)
+        point = pointing_loss(self.reader, middle, batch)
+        ((loss + BOOK_WEIGHT * extra + POINT_WEIGHT * point) / parts).backward()
+        return loss.item(), extra.item(), point.item()
+
+    def step(self, scale: float) -> None:
+        """One update from the gradients, averaged over processes."""
+        if dist.is_initialized():
+            average_gradients([*(p for _, p in self.named), *self.keeper.parameters()])
+        grad = self.reader.lm.embed_tokens.weight.grad
+        if grad is not None:
+            grad[self.concepts] = 0  # these rows stay aligned with the visual tokens
+        self.optimizer.step(scale)
+        self.keeper_optimizer.step()
+        self.keeper_optimizer.zero_grad(set_to_none=False)
+
+    def save(self, out: Path, phase: str, steps: int) -> None:
+        """Write the state after some steps of a phase, complete before it takes its name."""
+        state = {
+            "phase": phase,
+            "steps": steps,
+            "weights": self.optimizer.state(),
+            "optimizers": [o.state_dict() for o in (*self.optimizer.optimizers, self.keeper_optimizer)],
+            "keeper": self.keeper.state_dict(),
+        }
+        temporary = out.with_suffix(".part")
+        torch.save(state, temporary)
+        temporary.replace(out)
+
+    def restore(self, path: Path, weights_only: bool = False) -> int:
+        """Take the weights, and the rest unless ``weights_only``, from a file; the steps that its phase had done."""
+        state = read(path)
+        with torch.no_grad():
+            pairs = zip(self.optimizer.names, self.optimizer.working, self.optimizer.master, strict=True)
+            for name, p, m in pairs:
+                m.copy_(state["weights"][name])
+                p.copy_(m)
+        if weights_only:
+            return 0
+        optimizers = (*self.optimizer.optimizers, self.keeper_optimizer)
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.keeper.load_state_dict(state["keeper"])
+        return int(state["steps"])
+
+
+def train_course(
+    folder: Path,
+    bank: Bank,
+    held: Bank,
+    course: Course,
+    begin: Path | None,
+    seed: int,
+    resume: bool,
+    device: str = "cpu",
+) -> None:
+    """Train phase by phase; ``folder/lm_<phase>.pt`` holds weights and optimizer after each.
+
+    Films are drawn anew from their number after every ``SAVE_EVERY`` steps, at which the state is written to
+    ``folder/lm_latest.pt``: a run that was cut off there goes on as if it had not been.
+    """
+    first, ranks = (dist.get_rank() == 0, [dist.get_rank()]) if dist.is_initialized() else (True, list(range(RANKS)))
+    pupil, phases, latest = Pupil(seed, device), course.phases, folder / "lm_latest.pt"
+    if begin is not None:
+        pupil.restore(begin, weights_only=True)
     total, step = sum(phase.steps for phase in phases), 0
     for number, phase in enumerate(phases):
         out = folder / f"lm_{phase.name}.pt"
         if resume and out.exists():
             step += phase.steps
             if not (number + 1 < len(phases) and (folder / f"lm_{phases[number + 1].name}.pt").exists()):
-                restore(out, optimizer)
+                pupil.restore(out)
                 log.info("lm: continue after phase %s", phase.name)
             continue
-        rng = np.random.default_rng((seed, number))  # the same in all processes: they take the same shapes
-        composer = Composer(bank, np.random.default_rng((seed, number, rank)))
+        done = 0
+        if resume and latest.exists() and read(latest)["phase"] == phase.name:
+            done = pupil.restore(latest)
+            step += done
+            log.info("lm: continue phase %s after %d steps", phase.name, done)
         shares = np.array([share for share, _ in phase.shapes])
-        start, busy, losses, extras, seen = time.time(), 0.0, [], [], 0
-        for i in range(phase.steps):
+        start, busy, losses, seen = time.time(), 0.0, [], 0
+        for i in range(done, phase.steps):
+            if i % SAVE_EVERY == 0:
+                rng = np.random.default_rng((seed, number, i))  # the same in all processes: they take the same shapes
+                composers = [Composer(bank, np.random.default_rng((seed, number, i, r + 1)), phase.mix) for r in ranks]
             shape = phase.shapes[int(rng.choice(len(shares), p=shares / shares.sum()))][1]
-            batch = composer.batch(shape)
+            for composer in composers:
+                batch = composer.batch(shape).to(device)
+                begun = time.time()
+                losses.append(pupil.backward(batch, len(ranks)))
+                seen += batch.ids.numel() * RANKS // len(ranks)
+                busy += time.time() - begun
             begun = time.time()
-            logits, targets, _, middle = predict(compiled, reader.head, batch)
-            loss = F.cross_entropy(logits, targets)
-            extra = keeper(middle, batch.books)
-            point = pointing_loss(reader, middle, batch)
-            (loss + BOOK_WEIGHT * extra + POINT_WEIGHT * point).backward()
-            if processes > 1:
-                average_gradients([*(p for _, p in named), *keeper.parameters()])
-            grad = reader.lm.embed_tokens.weight.grad
-            if grad is not None:
-                grad[concepts] = 0  # these rows stay aligned with the visual tokens
-            optimizer.step(schedule(step, total, WARM, HOLD))
-            keeper_optimizer.step()
-            keeper_optimizer.zero_grad(set_to_none=False)
-            step += 1
-            extras.append((extra.item(), point.item()))
-            losses.append(loss.item())
-            seen += batch.ids.numel() * processes
+            pupil.step(schedule(step, total, WARM, course.hold))
             busy += time.time() - begun
+            step += 1
             if i % 50 == 49:
                 spent = time.time() - start
                 note = "lm: %s %d/%d (%d/%d) loss %.3f, books %.3f, pointing %.3f, %.0f tokens/s, %.0f s of data"
-                means = np.mean(losses[-50:]), *np.mean(extras[-50:], axis=0)
-                done = phase.name, i + 1, phase.steps, step, total
-                log.info(note, *done, *means, seen / spent, spent - busy)
-            if rank == 0 and (i % 300 == 299 or i + 1 == phase.steps):
-                check = Composer(held, np.random.default_rng(3))
-                log.info("lm: held out %s", exact(compiled, reader.head, check, phase.shapes[0][1], EVALUATION_BATCHES))
-                save(folder / "lm_latest.pt", optimizer)
-        if rank == 0:
-            save(out, optimizer)
-        if processes > 1:
+                counts = phase.name, i + 1, phase.steps, step, total
+                log.info(note, *counts, *np.mean(losses[-50 * len(ranks) :], axis=0), seen / spent, spent - busy)
+            if first and (i % (3 * SAVE_EVERY) == 3 * SAVE_EVERY - 1 or i + 1 == phase.steps):
+                check = Composer(held, np.random.default_rng(3), phase.mix)
+                found = exact(pupil.compiled, pupil.reader.head, check, phase.shapes[0][1], EVALUATION_BATCHES, device)
+                log.info("lm: held out %s", found)
+            if first and i % SAVE_EVERY == SAVE_EVERY - 1:
+                pupil.save(latest, phase.name, i + 1)
+        if first:
+            pupil.save(out, phase.name, phase.steps)
+        if dist.is_initialized():
             dist.barrier()
 
 
-def save(out: Path, optimizer: MasterWeights) -> None:
-    state = {"weights": optimizer.state(), "optimizers": [o.state_dict() for o in optimizer.optimizers]}
-    temporary = out.with_suffix(".part")
-    torch.save(state, temporary)
-    temporary.replace(out)
-
-
-def restore(path: Path, optimizer: MasterWeights) -> None:
-    state = torch.load(path, weights_only=True)
-    with torch.no_grad():
-        for name, p, m in zip(optimizer.names, optimizer.working, optimizer.master, strict=True):
-            m.copy_(state["weights"][name])
-            p.copy_(m)
-    for o, saved in zip(optimizer.optimizers, state["optimizers"], strict=True):
-        o.load_state_dict(saved)
+def read(path: Path) -> dict[str, Any]:
+    """What :meth:`Pupil.save` wrote."""
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return state
