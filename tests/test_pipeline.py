@@ -10,17 +10,21 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.models.test_decoder import Recorder
 from tests.oracle import oracle_logits
 from tests.tiny import longva, onevision
 from videoprune import watching
 from videoprune.demo.film import make_film
 from videoprune.errors import EnvironmentProblem, FilmError, UsageError
+from videoprune.layer_method import PrefillMethod, PrefillState
 from videoprune.models.load import load_host
 from videoprune.pipeline import Pipeline
 from videoprune.recipe import Recipe, recipe_names
 from videoprune.registry import find
+from videoprune.run import Run
 
 QUESTION = "What happens after the red circle?"
+ON_6_LAYERS = {"transprune-paper": ["prefill.layers=[8,14,20]"]}  # the paper's own collide there
 # one of everything, sized for a film of 40 seconds: 640 tokens
 CHAIN = {
     "frames": {"fps": 1},
@@ -56,8 +60,9 @@ def pipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def with_recipe(pipe: Pipeline, recipe: dict | str) -> Pipeline:
-    other = pipe.with_recipe(recipe)
-    return Pipeline(other.host, Recipe.load(recipe, ["max_new_tokens=9"]), seed=1)
+    changes = ["max_new_tokens=9", *ON_6_LAYERS.get(str(recipe), [])]
+    other = pipe.with_recipe(recipe, changes)
+    return Pipeline(other.host, Recipe.load(recipe, changes), seed=1)
 
 
 def test_keep_one_in_every_stage_equals_stock(pipe: Pipeline, film: Path) -> None:
@@ -80,7 +85,17 @@ def test_keep_one_in_every_stage_equals_stock(pipe: Pipeline, film: Path) -> Non
 
 
 @pytest.mark.parametrize("recipe", ["chain", *recipe_names()])
-def test_every_recipe_keeps_its_books_and_equals_the_oracle(recipe: str, pipe: Pipeline, film: Path) -> None:
+def test_every_recipe_keeps_its_books_and_equals_the_oracle(
+    recipe: str, pipe: Pipeline, film: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[Recorder] = []
+    begin = PrefillMethod.begin
+
+    def recording(method: PrefillMethod, run: Run, layers: int) -> PrefillState:
+        recorded.append(Recorder(begin(method, run, layers)))
+        return recorded[-1]
+
+    monkeypatch.setattr(PrefillMethod, "begin", recording)
     used = with_recipe(pipe, CHAIN if recipe == "chain" else recipe)
     answer = used.watch(film).ask(QUESTION, logits=True)
     tokens, report = answer.tokens.check(), answer.report
@@ -91,8 +106,9 @@ def test_every_recipe_keeps_its_books_and_equals_the_oracle(recipe: str, pipe: P
     falling = list(report.tokens.values())
     assert falling == sorted(falling, reverse=True)
     prompt, _ = used.host.prompt(QUESTION, tokens)
+    merged = {layer: change for state in recorded for layer, change in state.changes.items()}
     want = oracle_logits(
-        used.host.model, prompt.embeddings, prompt.position_ids, prompt.visual, answer.ids, answer.trace
+        used.host.model, prompt.embeddings, prompt.position_ids, prompt.visual, answer.ids, answer.trace, merged
     )
     torch.testing.assert_close(answer.logits, want, atol=1e-4, rtol=0)
     assert len(answer.ids) == 9

@@ -98,8 +98,12 @@ class Stages:
             UsageError: layers that do not exist or collide.
         """
         trial = Run(Events.single(1))  # one for all: decode methods read what prefill methods publish
-        for method in (*self.prefill, *self.decode):
-            method.start(trial, host.decoder_shape.layers)
+        for stage, methods in (("prefill", self.prefill), ("decode", self.decode)):
+            for method in methods:
+                try:
+                    method.start(trial, host.decoder_shape.layers)
+                except UsageError as error:
+                    raise UsageError(f"{stage}.{_name(method)}: {error}", stage=stage) from error
         for method in self.encode:
             layers = list(method.layers(host.tower.stop))
             if any(not 0 <= layer < host.tower.stop for layer in layers):

@@ -84,7 +84,7 @@ def _fit(host: Host, method: Entry) -> dict[str, str] | None:
         try:
             Stages.of(Recipe.load(alone)).check(host)
         except UsageError as error:
-            return {"status": "refused", "why": str(error)}
+            return {"status": "refused", "why": str(error).removeprefix(f"{method.stage}.{method.name}: ")}
     return None
 
 
