@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from videoprune import console
-from videoprune.commands import bench_accuracy
+from videoprune.commands import bench_accuracy, bench_speed
 from videoprune.commands.common import Json, Quiet
 from videoprune.console import Progress
 
 app = typer.Typer(no_args_is_help=True, help="Measure this package on this machine.")
 app.command("accuracy")(bench_accuracy.accuracy)
+app.command("speed")(bench_speed.speed)
 
 
 @app.command("ops")

@@ -13,7 +13,7 @@ from videoprune.layer_method import DecodeView, Kept, KeptKV, PrefillView
 from videoprune.models.cache import KeptLayer, Past
 from videoprune.models.framing import FIXED
 from videoprune.models.session import Session, Stream
-from videoprune.ops.attention import decayed_column_sum, row_attention
+from videoprune.ops.attention import column_sum_flops, decayed_column_sum, row_attention
 
 EVIDENCE_STEPS = 24  # decoded tokens whose attention counts as evidence: an answer's content is in its first words
 
@@ -45,6 +45,9 @@ class Sample:
         self.alive = torch.empty(0, dtype=torch.int64) if session.past is None else session.past.alive
         # by layer: how far positions lie behind the prompt's, where rows were renumbered
         self.shifts: list[int] = [] if session.past is None else list(session.past.shifts)
+        # positions that evidence was last collected at, and their rows of the ledger and 1.0 where they are visual
+        self.looked_at: Tensor | None = None
+        self.looked_up: tuple[Tensor, Tensor]
 
     def begin(self, prefill: bool, position: Tensor) -> None:
         """A forward call on rows at `position` (1, S) or (3, 1, S) starts.
@@ -80,14 +83,13 @@ class Sample:
         if self.prefill:
             session.trace.visual_rows.append(len(self.visual))
             self.shifts.append(self.shift)
-        with session.trace.counted:
-            looked_at = number in session.evidence_layers and not session.partial
-            if looked_at and len(session.trace.queries) < EVIDENCE_STEPS + session.trace.prompt_calls:
-                self._collect_evidence(layer, entered, kept)
-            if self.prefill:
-                stream = self._prune(number, layer, entered, stream, kept.keys[0])
-            if session.decode and not session.partial:
-                self.views.append(self._evict(number, layer, entered, kept, self.reading))
+        looked_at = number in session.evidence_layers and not session.partial
+        if looked_at and len(session.trace.queries) < EVIDENCE_STEPS + session.trace.prompt_calls:
+            self._collect_evidence(layer, entered, kept)
+        if self.prefill:
+            stream = self._prune(number, layer, entered, stream, kept.keys[0])
+        if session.decode and not session.partial:
+            self.views.append(self._evict(number, layer, entered, kept, self.reading))
         return stream
 
     def end(self, stream: Stream, layers: list[KeptLayer]) -> None:
@@ -117,10 +119,19 @@ class Sample:
 
     # ------------------------------------------------------------------ attention rows
 
-    def _rows(self, layer: nn.Module, entered: Stream, keys: Tensor, position: Tensor, rows: Tensor) -> Tensor:
+    def _rows(self, layer: nn.Module, entered: Stream, keys: Tensor, position: Tensor, rows: Tensor | slice) -> Tensor:
         """(H, R, S) probabilities of some rows of the stream over keys (Hkv, S, d) of tokens `position` (Hkv or 1, S)."""
-        query = rotated_queries(layer, entered, rows)
-        return row_attention(query, keys, self._scale(layer), entered.index[rows], key_position=position)
+        with self.session.trace.counted.paused() as counted:
+            query = rotated_queries(layer, entered, rows)
+            counted.total += 2.0 * query.numel() * (entered.hidden.shape[2] + keys.shape[1])
+            return row_attention(query, keys, self._scale(layer), entered.index[rows], key_position=position)
+
+    def _queries(self, layer: nn.Module, entered: Stream, rows: Tensor | slice) -> Tensor:
+        """`rotated_queries` for a method, counted."""
+        with self.session.trace.counted.paused() as counted:
+            query = rotated_queries(layer, entered, rows)
+            counted.total += 2.0 * query.numel() * entered.hidden.shape[2]
+            return query
 
     @staticmethod
     def _scale(layer: nn.Module) -> float:
@@ -132,15 +143,23 @@ class Sample:
         session = self.session
         if not len(session.tokens):  # a blind baseline: nothing to attend to
             return
-        last = torch.tensor([entered.hidden.shape[1] - 1], device=entered.hidden.device)
-        share = self._rows(layer, entered, kept.keys[0], kept.positions(), last)[:, 0]
-        group = share.shape[0] // kept.keys.shape[1]
-        per_head = share.view(-1, group, share.shape[-1]).mean(dim=1)  # (Hkv, S): heads may hold different entries
+        keys, position = kept.keys[0], kept.position
+        if position is None:
+            raise ValueError("an empty cache layer has no positions")
+        query = rotated_queries(layer, entered, slice(entered.hidden.shape[1] - 1, None))[:, 0].float()
+        grouped = (query * self._scale(layer)).view(len(keys), -1, query.shape[1])
+        share = (
+            (grouped @ keys.float().transpose(1, 2)).softmax(-1).mean(dim=1)
+        )  # (Hkv, S); the last row sees every key
+        session.trace.counted.total += 2.0 * query.numel() * (entered.hidden.shape[2] + keys.shape[1])
+        if position is not self.looked_at:  # unpruned layers hold the same positions
+            token = session.visual.token(position)
+            self.looked_at, self.looked_up = position, (token.clamp(min=0).flatten(), (token >= 0).to(share.dtype))
+        token, is_visual = self.looked_up
+        weight = share if is_visual.ndim == 2 else share.sum(dim=0)  # heads may hold different entries
         if session.trace.evidence is None:
             session.trace.evidence = torch.zeros(len(session.tokens), device=share.device)
-        token = session.visual.token(kept.positions())
-        weight = torch.where(token >= 0, per_head, 0.0)
-        session.trace.evidence.index_add_(0, token.clamp(min=0).flatten(), weight.flatten())
+        session.trace.evidence.index_add_(0, token, (weight * is_visual).flatten())
 
     # ------------------------------------------------------------------ prefill
 
@@ -149,7 +168,8 @@ class Sample:
             if number not in state.at or not len(self.visual):
                 continue
             view = self._prefill_view(number, layer, entered, stream, keys)
-            decision = state.after(view)
+            with self.session.trace.counted:
+                decision = state.after(view)
             if decision is None:
                 continue
             stream = self._apply(number, stream, decision, state.positions == "compact")
@@ -174,7 +194,7 @@ class Sample:
             text_after=torch.arange(rows - behind, rows, device=keys.device),
             tokens=self.session.tokens,
             attention=lambda wanted: self._rows(layer, entered, keys, entered.index[None], wanted),
-            query=lambda: rotated_queries(layer, entered, slice(None)),
+            query=lambda: self._queries(layer, entered, slice(None)),
             key=lambda: keys,
             scale=self._scale(layer),
             final_norm=self.decoder.norm,
@@ -212,7 +232,8 @@ class Sample:
     def _evict(self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool) -> DecodeView:
         view = self._decode_view(number, layer, entered, kept, prefill)
         for state in self.session.decode:
-            decision = state.after(view)
+            with self.session.trace.counted:
+                decision = state.after(view)
             if decision is not None:
                 self._keep_entries(number, kept, decision)
                 view = self._decode_view(number, layer, entered, kept, prefill)
@@ -231,8 +252,10 @@ class Sample:
             return torch.arange(have - min(rows, have), have, device=keys.device)
 
         def streamed(weights: Tensor) -> Tensor:
-            query = rotated_queries(layer, entered, last(len(weights)))
-            return decayed_column_sum(query, keys, weights, self._scale(layer))
+            query = self._queries(layer, entered, last(len(weights)))
+            with self.session.trace.counted.paused() as counted:
+                counted.total += column_sum_flops(query, keys)
+                return decayed_column_sum(query, keys, weights, self._scale(layer))
 
         return DecodeView(
             layer=number,

@@ -35,18 +35,26 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def scratch_host(
-    family: type[Host], config: Mapping[str, Any], *, name: str = "scratch", attn: str = "sdpa", seed: int = 0
+    family: type[Host],
+    config: Mapping[str, Any],
+    *,
+    name: str = "scratch",
+    attn: str = "sdpa",
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Host:
-    """A host of `family` over a random float32 model on the CPU, as a config.json describes it.
+    """A host of `family` over a random model, as a config.json describes it.
 
     Weights are wider than at the start of training, so that logits are no ties and attention is no average.
     """
     own = family.loading(config)
     stock = getattr(transformers, family.stock)
     settled = own.get("config") or stock.config_class.from_dict(plain_config(config))
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if torch.device(device).type == "cuda" else []):
         torch.manual_seed(seed)
-        model = stock._from_config(settled, dtype=torch.float32, attn_implementation=attn)
+        with torch.device(device):
+            model = stock._from_config(settled, dtype=dtype, attn_implementation=attn)
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:

@@ -99,6 +99,20 @@ def decayed_column_sum(
     return total
 
 
+def column_sum_flops(query: Tensor, key: Tensor) -> float:
+    """FLOPs of `decayed_column_sum` over the last R rows, (H, R, d) and (Hkv, S, d): each block of rows sees its causal part."""
+    (heads, rows, width), length = query.shape, key.shape[1]
+    block = rows_at_once(heads // key.shape[0], rows, length, key.device)
+    ends = [min(start + block, rows) for start in range(0, rows, block)]
+    seen = sum((end - start) * (length - rows + end) for start, end in zip(range(0, rows, block), ends, strict=True))
+    return 2.0 * heads * seen * (width + 1)
+
+
+def rows_at_once(group: int, rows: int, length: int, device: torch.device) -> int:
+    """Rows of a block of StreamedAttention for `group` query heads a key/value head."""
+    return min(max(8, at_once(CHUNK, device) // max(1, group * length)), max(1, rows))
+
+
 class StreamedAttention:
     """The last R rows of the causal matrix P = softmax(scale * Q Kᵀ / temperature), (H, R, S), by blocks of rows.
 
@@ -128,8 +142,7 @@ class StreamedAttention:
         self.group, device = heads // self.kv_heads, key.device
         self.query = (query.float() * (scale / temperature)).view(self.kv_heads, self.group, self.rows, width)
         self.key = key.float().transpose(1, 2).contiguous()
-        chosen = at_once(CHUNK, device) // max(1, self.group * self.length)
-        self.block = block or min(max(8, chosen), max(1, self.rows))
+        self.block = block or rows_at_once(self.group, self.rows, self.length, device)
         self.before = self.length - self.rows
         # a block is wider than its causal part by at most half a block a row
         held = 4 * heads * self.rows * (self.before + (self.rows + self.block) / 2)

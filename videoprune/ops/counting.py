@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +20,37 @@ class CountedFlops(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.total = 0.0
+        self.active = False
+
+    def __enter__(self) -> CountedFlops:
+        self.active = True
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        self.active = False
+
+    @contextmanager
+    def paused(self) -> Iterator[CountedFlops]:
+        """Inside the block, let operations run uncounted: what has a closed form is added to `total` by hand instead.
+
+        Counting costs several times what a small operation does.
+        """
+        if not self.active:
+            yield self
+            return
+        self.__exit__(None, None, None)
+        try:
+            yield self
+        finally:
+            self.__enter__()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch wraps `__torch_dispatch__` so that torch.compile leaves it alone, and imports its compiler for that: a second,
+        and several times the cost of a small operation. Nothing is compiled inside these blocks."""
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
