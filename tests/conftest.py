@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 
 # before torch is imported anywhere: tests run beside each other, and no test may reach a hub
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"  # whatever the caller has: two workers of two threads each wait for one another
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
