@@ -99,11 +99,9 @@ class Watcher:
 
     def add(self, batch: Frames) -> None:
         """Encode and store a chunk."""
-        with self.stopwatch("encode"):
-            encoded = self._encode(batch)
-        self.take(batch, encoded)
+        add_to_all([self], batch)
 
-    def _encode(self, batch: Frames) -> Encoded:
+    def encode(self, batch: Frames) -> Encoded:
         """Encode a chunk, in halves from the first time on that memory runs out."""
         host, methods = self.pipe.host, self.pipe.stages.encode
 
@@ -117,7 +115,7 @@ class Watcher:
         return Encoded(VisualTokens.concat([each.tokens for each in parts]), sum((each.cost for each in parts), Cost()))
 
     def take(self, batch: Frames, encoded: Encoded) -> None:
-        """Store a chunk that was encoded already: pipelines with the same encode stage can share one encoding."""
+        """Store an encoded chunk."""
         stages = self.pipe.stages
         self._encoding = self._encoding + encoded.cost
         with self.stopwatch("merge"), self._merging:
@@ -163,3 +161,25 @@ class Watcher:
             ],
             rule=self.rule,
         )
+
+
+def add_to_all(watchers: Sequence[Watcher], batch: Frames) -> None:
+    """Give a chunk to several watchers of one film: it is encoded once for each encode stage that occurs.
+
+    Each watcher is charged the time that it would have taken alone.
+    """
+    groups: list[list[Watcher]] = []
+    for watcher in watchers:
+        stage = watcher.pipe.stages.encode
+        group = next((known for known in groups if known[0].pipe.stages.encode == stage), None)
+        if group is None:
+            groups.append([watcher])
+        else:
+            group.append(watcher)
+    for group in groups:
+        spent = Stopwatch()
+        with spent("encode"):
+            encoded = group[0].encode(batch)
+        for watcher in group:
+            watcher.stopwatch.add("encode", spent.seconds["encode"], spent.cpu_seconds["encode"])
+            watcher.take(batch, encoded)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy
 import pytest
 from rich.console import Console
 
@@ -56,7 +57,6 @@ def test_json_has_the_keys_that_others_script_against(report):
 
 
 def test_numbers_of_tensors_and_numpy_become_json(report):
-    numpy = pytest.importorskip("numpy")
     report.tokens["merged"] = numpy.int64(7)
     report.kv["entries"] = [numpy.int64(3)]
     report.seconds["merge"] = numpy.float32(0.5)

@@ -90,25 +90,16 @@ def _watch(work: Work, path: Path) -> list[tuple[Setting, Video]]:
     import torch
 
     from videoprune.report.report import Stopwatch
-    from videoprune.watching import Watcher, decoded, open_film
+    from videoprune.watching import Watcher, add_to_all, decoded, open_film, spacing
 
     base, rule = _pipeline(work.model), work.film.rule
     pipes = [base.with_recipe(setting.recipe) for setting in work.settings]
-    watchers = [Watcher(pipe, path, rule) for pipe in pipes]
-    groups: dict[str, list[Watcher]] = {}
-    for pipe, watcher in zip(pipes, watchers, strict=True):
-        groups.setdefault(json.dumps(pipe.recipe.to_dict().get("encode")), []).append(watcher)
     decoding = Stopwatch()
     with open_film(path, rule, pipes) as reader:
+        interval = spacing(reader.info, rule)
+        watchers = [Watcher(pipe, path, rule, len(reader) or None, interval=interval) for pipe in pipes]
         for batch in decoded(reader, decoding):
-            for group in groups.values():
-                first = group[0]
-                own = Stopwatch()
-                with own("encode"):
-                    encoded = first.pipe.host.encode(batch.images, batch.seconds, first.done, first.pipe.stages.encode)
-                for watcher in group:  # each is charged what it would have paid alone
-                    watcher.stopwatch.add("encode", own.seconds["encode"])
-                    watcher.take(batch, encoded)
+            add_to_all(watchers, batch)
         info, warnings = reader.info, list(reader.warnings)
     videos = []
     for setting, watcher in zip(work.settings, watchers, strict=True):

@@ -9,7 +9,20 @@ from typing import Annotated, Any, Literal
 import typer
 
 from videoprune import console
-from videoprune.commands.common import Device, Dtype, Json, Model, Quiet, RecipeName, Seed, Set, frame_flags
+from videoprune.commands.common import (
+    Device,
+    Dtype,
+    Fps,
+    FrameCount,
+    Json,
+    MaxFrames,
+    Model,
+    Quiet,
+    RecipeName,
+    Seed,
+    Set,
+    frame_flags,
+)
 from videoprune.console import Progress
 
 
@@ -34,9 +47,9 @@ def batch(
     revision: Annotated[
         str | None, typer.Option("--revision", help="Of a checkpoint that is named, not a folder.")
     ] = None,
-    fps: Annotated[float | None, typer.Option("--fps", help="Frames per second of film.")] = None,
-    frames: Annotated[int | None, typer.Option("--frames", help="This many frames, evenly spread.")] = None,
-    max_frames: Annotated[int | None, typer.Option("--max-frames", help="The most frames that --fps may give.")] = None,
+    fps: Fps = None,
+    frames: FrameCount = None,
+    max_frames: MaxFrames = None,
     decoder: Annotated[
         Literal["auto", "pyav", "decord", "torchcodec"], typer.Option("--decoder", help="Who decodes.")
     ] = "auto",

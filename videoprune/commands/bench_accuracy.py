@@ -58,7 +58,7 @@ def accuracy(
 
     \b
     Examples:
-      videoprune bench accuracy --out /tmp/table --films 20
+      videoprune bench accuracy --out table --films 20
       videoprune bench accuracy --out DIR --recipes demo,aim-paper,random,uniform --lengths 64,128
       videoprune bench accuracy --out DIR --recipes random,uniform --methods merge,prefill.fastv --budgets 0.1
     """

@@ -28,6 +28,11 @@ RecipeName = Annotated[
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="As prefill.keep=0.25; repeatable.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16.")]
+Fps = Annotated[float | None, typer.Option("--fps", help="Frames per second of film.")]
+FrameCount = Annotated[int | None, typer.Option("--frames", help="This many frames, evenly spread.")]
+MaxFrames = Annotated[int | None, typer.Option("--max-frames", help="The most frames that --fps may give.")]
+Start = Annotated[float | None, typer.Option("--start", help="Second to start at.")]
+End = Annotated[float | None, typer.Option("--end", help="Second to stop at.")]
 FrameFit = Annotated[
     Literal["crop", "pad", "squeeze"] | None,
     typer.Option("--frame-fit", help="How a frame that is not square is fitted; else as the model was trained."),

@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from videoprune import console
-from videoprune.commands.common import Device, Dtype, Json, Model, Quiet, RecipeName, Set, frame_flags
+from videoprune.commands.common import (
+    Device,
+    Dtype,
+    End,
+    Fps,
+    FrameCount,
+    Json,
+    MaxFrames,
+    Model,
+    Quiet,
+    RecipeName,
+    Set,
+    Start,
+    frame_flags,
+)
 from videoprune.commands.plan_batch import plan_batch
 from videoprune.console import Progress
 from videoprune.errors import UsageError
@@ -25,11 +39,11 @@ def plan(
     model: Model = None,
     recipe: RecipeName = None,
     set_: Set = None,
-    fps: Annotated[float | None, typer.Option("--fps", help="Frames per second of film.")] = None,
-    frames: Annotated[int | None, typer.Option("--frames", help="This many frames, evenly spread.")] = None,
-    max_frames: Annotated[int | None, typer.Option("--max-frames", help="The most frames that --fps may give.")] = None,
-    start: Annotated[float | None, typer.Option("--start", help="Second to start at.")] = None,
-    end: Annotated[float | None, typer.Option("--end", help="Second to stop at.")] = None,
+    fps: Fps = None,
+    frames: FrameCount = None,
+    max_frames: MaxFrames = None,
+    start: Start = None,
+    end: End = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     attn: Annotated[str, typer.Option("--attn", help="Attention kernel: sdpa, flash_attention_2, eager.")] = "sdpa",

@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from videoprune import console
-from videoprune.commands.common import Model, Quiet, RecipeName, Set, check_recipe, frame_flags, load_pipeline
+from videoprune.commands.common import (
+    Fps,
+    MaxFrames,
+    Model,
+    Quiet,
+    RecipeName,
+    Set,
+    check_recipe,
+    frame_flags,
+    load_pipeline,
+)
 from videoprune.console import Progress
 from videoprune.errors import UsageError
 
@@ -24,8 +34,8 @@ def show(
     model: Model = None,
     shown: Annotated[int, typer.Option("--shown", min=1, max=400, help="Frames in the picture, evenly spread.")] = 24,
     columns: Annotated[int, typer.Option("--columns", min=1, max=40, help="Frames in a row.")] = 8,
-    fps: Annotated[float | None, typer.Option("--fps", help="Frames per second of film.")] = None,
-    max_frames: Annotated[int | None, typer.Option("--max-frames", help="The most frames that --fps may give.")] = None,
+    fps: Fps = None,
+    max_frames: MaxFrames = None,
     quiet: Quiet = False,
 ) -> None:
     """Draw a strip of frames: lit cells go on to the language model, half-lit ones live on in another, dark ones are dropped.

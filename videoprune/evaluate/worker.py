@@ -22,7 +22,6 @@ from videoprune.video import Film, FrameRule, Frames
 
 if TYPE_CHECKING:
     from videoprune.pipeline import Pipeline
-    from videoprune.watching import Watcher
 
 STAGES = ("start", "decode", "encode", "ask")  # what a worker is at, told to the runner through a shared number
 Take = Callable[[], Opened | Frames | Ended]
@@ -161,7 +160,7 @@ class FilmModel:
 
         stage = "video"
         try:
-            from videoprune.watching import Watcher, spacing
+            from videoprune.watching import Watcher, add_to_all, spacing
 
             item = next_item()
             watchers = []
@@ -178,7 +177,7 @@ class FilmModel:
                     stage = "encode"
                     self.tell(stage)
                     since = time.perf_counter()
-                    _add(watchers, item)
+                    add_to_all(watchers, item)
                     record["frames"] += len(item)
                     record["encode"] += time.perf_counter() - since
                     stage = "video"
@@ -251,19 +250,6 @@ class FilmModel:
             "lengths": [length for _, length in pairs],
             **_cost(scored.report),
         }
-
-
-def _add(watchers: Sequence[Watcher], frames: Frames) -> None:
-    """Encode a chunk once for each encode stage that occurs, and hand it to the pipelines that share it."""
-    shared: list[tuple[Any, Any]] = []
-    for watcher in watchers:
-        stage = watcher.pipe.stages.encode
-        encoded = next((found for known, found in shared if known == stage), None)
-        if encoded is None:
-            with watcher.stopwatch("encode"):
-                encoded = watcher.pipe.host.encode(frames.images, frames.seconds, watcher.done, stage, watcher.sampling)
-            shared.append((stage, encoded))
-        watcher.take(frames, encoded)
 
 
 def _with_length(pipe: Pipeline, most: int) -> Pipeline:

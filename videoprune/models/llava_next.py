@@ -8,13 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from videoprune.models.framing import with_rows
-from videoprune.models.host import Host, even_units
-from videoprune.models.llava15 import TOWERS, VICUNA, VICUNA_TURN, check_whole_grid, dense, tower_type
+from videoprune.models.llava15 import TOWERS, Llava15, tower_type
 from videoprune.models.tower import TowerOutput
 from videoprune.tokens import VisualTokens
 
 
-class LlavaNext(Host):
+class LlavaNext(Llava15):
     """Stock LlavaNextForConditionalGeneration.
 
     Frames go in at base resolution, the whole frame squeezed onto one tile: what the authors' code makes of an image of a
@@ -31,32 +30,13 @@ class LlavaNext(Host):
         "LlavaNextImageProcessor (its base image); prompt of the checkpoint's chat template; frames: as many as fit into "
         "4 096 positions"
     )
-    default_recipe = dense(frames=6)
-    placeholder = "<image>"
-    next_turn = VICUNA_TURN
     native_fit = "squeeze"
-    video_processor = False
 
     @classmethod
     def matches(cls, config: Mapping[str, Any]) -> str | None:
         if config.get("model_type") == "llava_next" and tower_type(config) in TOWERS:
             return f"model_type is llava_next with a {tower_type(config)}"
         return None
-
-    @classmethod
-    def loading(cls, config: Mapping[str, Any]) -> dict[str, Any]:
-        check_whole_grid(config)
-        return {}
-
-    def token_grid(self) -> tuple[int, int]:
-        return self.patch_side, self.patch_side
-
-    def unit_of_patch(self) -> Tensor:
-        return even_units(self.patch_side, 1)
-
-    def project(self, hidden: Tensor) -> Tensor:
-        features: Tensor = self.model.model.multi_modal_projector(hidden)
-        return features
 
     def added_rows(self, frames: int) -> int:
         return frames
@@ -69,7 +49,3 @@ class LlavaNext(Host):
     def separator(self) -> Tensor:
         newline: Tensor = self.model.model.image_newline
         return newline
-
-    def template(self) -> tuple[str, str]:
-        """From the checkpoint's chat template where it knows images, else Vicuna's short form."""
-        return self.chat("image") or VICUNA
