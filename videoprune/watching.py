@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,8 +36,13 @@ AHEAD = 1  # decoded chunks that wait for the model
 
 def open_film(film: str | os.PathLike[str], rule: FrameRule, pipes: Sequence[Pipeline]) -> Film:
     """A film opened so that its chunks have whole windows for the encode methods of every pipeline."""
+    return opener(film, rule, pipes)()
+
+
+def opener(film: str | os.PathLike[str], rule: FrameRule, pipes: Sequence[Pipeline]) -> partial[Film]:
+    """What `open_film` will do, as another process can be asked to do it."""
     window = window_of(pipes)
-    return Film(film, rule, decoder=pipes[0].decoder, chunk=-(-CHUNK // window) * window, window=window)
+    return partial(Film, film, rule, decoder=pipes[0].decoder, chunk=-(-CHUNK // window) * window, window=window)
 
 
 def spacing(info: FilmInfo, rule: FrameRule) -> float | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,7 @@ import pytest
 
 from videoprune.errors import FilmError, UsageError
 from videoprune.evaluate.base import Benchmark, Question
-from videoprune.evaluate.decoding import DecodeThread, Ended, Opened, Reading
+from videoprune.evaluate.decoding import DecodeProcess, DecodeThread, Ended, Opened, Reading
 from videoprune.evaluate.jobs import gather, model_revision, plan, read_shard
 from videoprune.evaluate.rows import Setup, error_of, film_row, question_row
 from videoprune.evaluate.store import Results
@@ -143,7 +146,15 @@ class FakeFilm:
             yield Frames(np.full((1, 10, 10, 3), number, np.uint8), np.array([float(number)]), np.array([number]))
 
 
-def everything(thread: DecodeThread) -> list[Any]:
+class FatalFilm(FakeFilm):
+    """Takes its process with it."""
+
+    def __iter__(self) -> Any:
+        yield next(super().__iter__())
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def everything(thread: DecodeThread | DecodeProcess) -> list[Any]:
     items: list[Any] = []
     while not items or not isinstance(items[-1], Ended):
         items.append(thread.take())
@@ -192,3 +203,38 @@ def test_the_rest_of_a_film_can_be_skipped() -> None:
     assert ended.error is None
     assert len(read) < 10
     assert threading.active_count() < 50
+
+
+def test_a_process_hands_over_what_a_thread_does_and_survives_a_crash() -> None:
+    decoder = DecodeProcess()
+    films = [
+        partial(FakeFilm, 2, []),
+        partial(FakeFilm, 3, [], fail_at=1),
+        partial(FatalFilm, 3, []),
+        partial(FakeFilm, 1, []),
+    ]
+    for film in films:
+        decoder.submit(Reading(film))
+    whole, broken, fatal, after = (everything(decoder) for _ in films)
+    assert [type(item) for item in whole] == [Opened, Frames, Frames, Ended]
+    assert [item.images.mean() for item in whole[1:3]] == [0, 1]
+    assert whole[2].images.shape == (1, 10, 10, 3)
+    assert (whole[2].seconds.tolist(), whole[2].index.tolist()) == ([1.0], [1])
+    assert whole[-1].warnings == ["cut"]
+    assert error_of(broken[-1].error)["message"] == "broken"
+    assert error_of(broken[-1].error)["type"] == "FilmError"
+    assert error_of(fatal[-1].error)["type"] == "DecoderDied"
+    assert "signal 9" in str(fatal[-1].error)
+    assert [type(item) for item in after] == [Opened, Frames, Ended]
+    assert decoder.resident() > 1 << 20
+    decoder.close()
+
+
+def test_a_process_skips_the_rest_of_a_film() -> None:
+    decoder = DecodeProcess(ahead=1000)
+    reading = Reading(partial(FakeFilm, 100_000, []))
+    decoder.submit(reading)
+    assert isinstance(decoder.take(), Opened)
+    reading.skip.set()
+    assert len(everything(decoder)) < 50_000
+    decoder.close()

@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from videoprune.errors import EnvironmentProblem, VideoPruneError
-from videoprune.evaluate.decoding import DecodeThread, Ended
+from videoprune.evaluate.decoding import DecodeThread, Ended, Given, portable
 from videoprune.evaluate.jobs import Job, Settings
+from videoprune.evaluate.process import die_with_parent
 from videoprune.evaluate.rows import error_of, film_row
 from videoprune.evaluate.runner import Tally, cores, raised, terminable
 from videoprune.evaluate.store import Results
-from videoprune.evaluate.worker import FilmModel, Plans, die_with_parent
+from videoprune.evaluate.worker import FilmModel, Plans
 
 PATIENCE = 120.0  # seconds a decoder's process gets to start
 IN_FLIGHT = 2  # films that wait at an actor
@@ -238,17 +239,6 @@ def _column(value: Any) -> np.ndarray:
     return column
 
 
-class Given(Exception):
-    """An error that was found in another process, as its row shall show it."""
-
-    def __init__(self, reported: str, stage: str | None, message: str) -> None:
-        super().__init__(reported, stage, message)
-        self.reported, self.stage, self.message = reported, stage, message
-
-    def __str__(self) -> str:
-        return self.message
-
-
 def decode_jobs(connection: Any, settings: Settings) -> None:
     """Body of a decoder's process: jobs in, lists of items out."""
     threading.Thread(target=die_with_parent, name="videoprune-parent", daemon=True).start()
@@ -271,11 +261,7 @@ def decode_jobs(connection: Any, settings: Settings) -> None:
             for reading, _ in plans.readings(job):
                 thread.submit(reading)
                 while True:
-                    item = thread.take()
-                    if isinstance(item, Ended) and item.error is not None:
-                        found = error_of(item.error, "video")
-                        given = Given(found["type"], found["stage"], found["message"])
-                        item = dataclasses.replace(item, error=given)
+                    item = portable(thread.take())
                     items.append(item)
                     if isinstance(item, Ended):
                         break

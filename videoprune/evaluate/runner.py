@@ -19,9 +19,10 @@ from typing import Any
 
 from videoprune.errors import EnvironmentProblem, UsageError, VideoPruneError
 from videoprune.evaluate.jobs import Job, Settings
+from videoprune.evaluate.process import resident
 from videoprune.evaluate.rows import Row, film_row
 from videoprune.evaluate.store import Results
-from videoprune.evaluate.worker import STAGES, resident, serve
+from videoprune.evaluate.worker import STAGES, serve
 
 TIMEOUT = 3600.0  # seconds a film may take, unless told otherwise
 STARTING = 1800.0  # seconds a model may take to load
@@ -262,8 +263,8 @@ class Runner:
     def _start(self, number: int) -> _Worker:
         ours, theirs = self.context.Pipe()
         stage = self.context.Value("i", 0, lock=False)
-        process = self.context.Process(
-            target=serve, args=(theirs, self.settings, stage), name=f"videoprune-worker-{number}", daemon=True
+        process = self.context.Process(  # no daemon: it has a child of its own, which decodes
+            target=serve, args=(theirs, self.settings, stage), name=f"videoprune-worker-{number}"
         )
         process.start()
         theirs.close()

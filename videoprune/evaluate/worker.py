@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 from videoprune.errors import EnvironmentProblem, VideoPruneError
 from videoprune.evaluate.base import Question, protocol
-from videoprune.evaluate.decoding import DecodeThread, Ended, Opened, Reading
+from videoprune.evaluate.decoding import DecodeProcess, Ended, Opened, Reading
 from videoprune.evaluate.jobs import Job, Settings
+from videoprune.evaluate.process import die_with_parent, resident
 from videoprune.evaluate.rows import DIGITS, Row, error_of, film_row, question_row
-from videoprune.video import Film, FrameRule, Frames
+from videoprune.video import FrameRule, Frames
 
 if TYPE_CHECKING:
     from videoprune.pipeline import Pipeline
@@ -47,18 +48,13 @@ class Plans:
 
     def readings(self, job: Job) -> list[tuple[Reading, list[int]]]:
         """A reading for each frame rule of the recipes that still have questions, with those recipes."""
-        from videoprune.watching import open_film
+        from videoprune.watching import opener
 
         found = []
         for rule, indices in self.groups:
             wanted = [index for index in indices if job.todo[index]]
             if wanted:
-                pipes = [self.pipes[index] for index in wanted]
-
-                def opener(rule: FrameRule = rule, pipes: Any = pipes) -> Film:
-                    return open_film(job.path, rule, pipes)
-
-                found.append((Reading(opener), wanted))
+                found.append((Reading(opener(job.path, rule, [self.pipes[index] for index in wanted])), wanted))
         return found
 
 
@@ -270,15 +266,6 @@ def _reraise_fatal(problem: BaseException) -> None:
         raise problem  # the process is lost: the runner starts another
 
 
-def resident() -> int:
-    """Resident memory of this process in bytes, 0 where the system does not say."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return 0
-
-
 # ----------------------------------------------------------------------------------------------------------- process
 
 
@@ -310,7 +297,7 @@ def serve(connection: Any, settings: Settings, stage: Any) -> None:
 
 
 def _answer_jobs(connection: Any, model: FilmModel) -> None:
-    decoder = DecodeThread()
+    decoder = DecodeProcess()
     waiting: list[tuple[Job, list[tuple[Reading, list[int]]]] | None] = []
     arrived = threading.Condition()
 
@@ -338,19 +325,11 @@ def _answer_jobs(connection: Any, model: FilmModel) -> None:
                 arrived.wait()
             entry = waiting.pop(0)
         if entry is None:
-            decoder.submit(None)
+            decoder.close()
             return
         job, readings = entry
         for event in model.film(job, readings, decoder.take):
+            if "film" in event:
+                event["film"]["rss"] += decoder.resident()
             connection.send({**event, "job": job.number})
         connection.send({"done": job.number})
-
-
-def die_with_parent() -> None:
-    """End this process when the runner ends, however it ends: nobody would take its rows."""
-    import multiprocessing
-
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
