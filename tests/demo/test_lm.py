@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from videoprune.demo.train import FULL, SMOKE, first_course, second_course
+from videoprune.demo.train import COURSES, FULL, SMOKE
 from videoprune.demo.training import lm
 from videoprune.demo.training.asking import FIRST
 from videoprune.demo.training.bank import Bank
@@ -85,10 +85,8 @@ def test_both_halves_of_a_step_weigh_the_same(bank: Bank) -> None:
 
 def test_plans_have_a_number_of_steps_for_every_phase() -> None:
     for plan in (FULL, SMOKE):
-        for course, steps in (
-            (first_course(plan.steps), plan.steps),
-            (second_course(plan.more_steps), plan.more_steps),
-        ):
-            assert tuple(phase.steps for phase in course.phases) == steps
-    names = [p.name for c in (first_course(FULL.steps), second_course(FULL.more_steps)) for p in c.phases]
+        assert len(plan.steps) == len(COURSES)
+        for course, steps in zip(COURSES, plan.steps, strict=True):
+            assert tuple(phase.steps for phase in course(steps).phases) == steps
+    names = [phase.name for course, steps in zip(COURSES, FULL.steps, strict=True) for phase in course(steps).phases]
     assert len(set(names)) == len(names)  # they name files of one folder

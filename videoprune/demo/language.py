@@ -37,15 +37,36 @@ every each about only option options letter answer question best give select cho
 pay attention detail details based your observations accurately addresses single zero one two three four five number
 count total
 """
+# added for a second course of training; at the end, so that a word keeps its number
+_MORE = """
+tell me please identify location movie footage filmed set background environment overall weird incident ordinary
+wrong out quickly head second traveling brief hidden colored shade follows followed comes came prior preceded precedes
+preceding once then gone toward towards side passes motion occasions enters initial starts begins very sequence recap
+everything inside screen s
+"""
 
 VOCABULARY: tuple[str, ...] = tuple(
-    dict.fromkeys((*SPECIALS, *PUNCTUATION, *LETTERS, *names.CONCEPTS, *names.NUMBERS, *_PLAIN.split()))
+    dict.fromkeys((*SPECIALS, *PUNCTUATION, *LETTERS, *names.CONCEPTS, *names.NUMBERS, *_PLAIN.split(), *_MORE.split()))
 )
 WORD_ID = {word: i for i, word in enumerate(VOCABULARY)}
 
 # Words that mean (nearly) what a trained concept word means; they start from its embedding.
 SYNONYMS = {"strange": "unusual", "odd": "unusual", "anomaly": "unusual", "abnormal": "unusual"}
 SYNONYMS |= {"items": "item", "objects": "object", "shape": "object", "shapes": "object"}
+
+# A word added later starts as a copy of one that stands in the same places, so that it is understood before it is trained.
+LIKE = {
+    "tell": "describe", "me": "the", "please": "carefully", "identify": "name", "location": "place", "movie": "film",
+    "footage": "video", "filmed": "take", "set": "take", "background": "setting", "environment": "setting",
+    "overall": "main", "weird": "strange", "incident": "event", "ordinary": "unusual", "wrong": "unusual", "out": "of",
+    "quickly": "briefly", "head": "go", "second": "moment", "traveling": "moving", "brief": "tiny", "hidden": "tiny",
+    "colored": "color", "shade": "color", "follows": "after", "followed": "after", "comes": "appears",
+    "came": "appears", "prior": "before", "preceded": "before", "precedes": "before", "preceding": "before",
+    "once": "after", "then": "next", "gone": "visible", "toward": "in", "towards": "in", "side": "direction",
+    "passes": "appears", "motion": "direction", "occasions": "times", "enters": "appears", "initial": "first",
+    "starts": "first", "begins": "first", "very": "the", "sequence": "order", "recap": "summarize",
+    "everything": "events", "inside": "in", "screen": "video", "s": "of",
+}  # fmt: skip
 
 _PIECE = r"<[^<>\s]+>|\w+|[^\w\s]"
 _LETTER_IN_BRACKETS = re.compile(r"\(\s*([a-d])\b")

@@ -1,9 +1,9 @@
 """Train the demo model: ``python -m videoprune.demo.train --quick --out DIR``.
 
 Stages, each written to ``DIR`` when it is complete and skipped by ``--resume`` when it is there: tower, banks, language
-model (two courses, phase by phase), export. Step counts are fixed, so that a slower machine trains the same model for
-longer. ``--quick`` is the tower and the first course: the shipped weights. ``--full`` adds the second course;
-``--start-from FOLDER`` takes the tower and the first course's result from an exported model.
+model (courses, phase by phase), export. Step counts are fixed, so that a slower machine trains the same model for longer.
+``--quick`` is the tower and the first course; ``--full`` adds the others: the shipped weights. ``--start-from FOLDER``
+takes the tower and the first course's result from an exported model.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Plan:
     tower_steps: int
     places: int  # in the bank
     held_places: int
-    steps: tuple[int, ...]  # of the phases of the language model's first course
-    more_steps: tuple[int, ...] = ()  # of its second; none: the first is all
+    steps: tuple[tuple[int, ...], ...]  # of the phases of the language model's courses
     batch: int = 128
 
 
-QUICK = Plan(streams=1200, tower_steps=900, places=560, held_places=60, steps=(500, 900, 500, 300, 350, 600))
-FULL = replace(QUICK, more_steps=(1500, 2000, 2500))
-SMOKE = Plan(streams=8, tower_steps=3, places=12, held_places=12, steps=(2, 2, 2, 2, 2, 2), more_steps=(2, 2, 2))
+FIRST = (500, 900, 500, 300, 350, 600)
+QUICK = Plan(streams=1200, tower_steps=900, places=560, held_places=60, steps=(FIRST,))
+FULL = replace(QUICK, steps=(FIRST, (700, 300)))
+SMOKE = Plan(streams=8, tower_steps=3, places=12, held_places=12, steps=((2, 2, 2, 2, 2, 2), (2, 2)))
 
 
 def first_course(steps: tuple[int, ...]) -> Course:
@@ -65,24 +65,20 @@ def first_course(steps: tuple[int, ...]) -> Course:
 
 
 def second_course(steps: tuple[int, ...]) -> Course:
-    """Letters, more wordings, and more of what the first course left weak: colours by shape, counts, neighbours."""
-    from videoprune.demo.training.asking import Mix
+    """More wordings, and more of what the first course left weak: colours by shape, counts, neighbours."""
     from videoprune.demo.training.compose import Shape
     from videoprune.demo.training.lm import Course, Phase
 
-    small = Shape(8, 160, 384, (16, 32, 48, 64, 64, 96, 128))
+    small = Shape(8, 160, 384, (16, 32, 48, 64, 64, 96, 128))  # room for more questions
     medium = Shape(6, 320, 384, (32, 64, 64, 96, 128, 128))
     large = Shape(4, 672, 384, (42, 64, 64, 96, 128, 128, 192))
     dense = Shape(2, 2080, 384, (64, 64, 100, 120, 128, 130, 192, 256))
-    sparse = ((0.8, small), (0.2, medium))
-    mixed = ((0.55, small), (0.22, medium), (0.13, large), (0.1, dense))
-    letters = Mix(letters=0.5, lookups=2.0)
-    phases = (
-        Phase("letters", steps[0], sparse, letters),
-        Phase("weak", steps[1], sparse),
-        Phase("last", steps[2], mixed),
-    )
-    return Course(phases, hold=0.3)
+    sparse = ((0.85, small), (0.15, medium))
+    mixed = ((0.6, small), (0.2, medium), (0.1, large), (0.1, dense))
+    return Course((Phase("weak", steps[0], sparse), Phase("last", steps[1], mixed)), hold=0.3)
+
+
+COURSES = (first_course, second_course)
 
 
 def main() -> None:
@@ -90,7 +86,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_const", const=QUICK, dest="plan", help="two hours on two free CPU cores")
-    size.add_argument("--full", action="store_const", const=FULL, dest="plan", help="most of a day on them, or a GPU")
+    size.add_argument("--full", action="store_const", const=FULL, dest="plan", help="three hours on them, or a GPU")
     size.add_argument("--smoke", action="store_const", const=SMOKE, dest="plan", help="minutes: does everything run?")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="keep what is complete in --out")
@@ -102,8 +98,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of the tower's training and of drawing")
     parser.set_defaults(plan=QUICK)
     options = parser.parse_args()
-    if options.start_from is not None and not options.plan.more_steps:
-        parser.error("--start-from skips the first course, and this plan has no second: give --full (or --smoke)")
+    if options.start_from is not None and len(options.plan.steps) == 1:
+        parser.error("--start-from skips the first course, and this plan has no other: give --full (or --smoke)")
     options.out.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     processes = options.processes or (2 if options.device == "cpu" else 1)
@@ -143,15 +139,13 @@ def run(
         build_bank(bank, tower, plan.places, BANK_SEED + 100_000 * seed, threads)
     if missing(held):
         build_bank(held, tower, plan.held_places, HELD_OUT_SEED, threads)
-    trained = begun
-    if start_from is None:
-        course = first_course(plan.steps)
-        train_lm(out, bank, held, course, None, seed, resume, device, processes)
-        trained = out / f"lm_{course.phases[-1].name}.pt"
-    if plan.more_steps:
-        course = second_course(plan.more_steps)
-        train_lm(out, bank, held, course, trained, seed + 1, resume, device, processes)
-        trained = out / f"lm_{course.phases[-1].name}.pt"
+    trained = None if start_from is None else begun
+    for number, (course_of, steps) in enumerate(zip(COURSES, plan.steps, strict=False)):
+        if number or start_from is None:
+            course = course_of(steps)
+            train_lm(out, bank, held, course, trained, seed + number, resume, device, processes)
+            trained = out / f"lm_{course.phases[-1].name}.pt"
+    assert trained is not None
     export(out / "model", tower, trained)
     log.info("the model is in %s", out / "model")
 

@@ -40,8 +40,8 @@ FIRST_RATES = {
     "anomaly": 0.5, "topic": 0.4, "sub_scene": 0.6, "list": 0.4,
 }  # fmt: skip
 SECOND_RATES = {
-    "count": 2.4, "after": 2.2, "before": 2.2, "direction": 1.8, "order": 1.0, "colour": 4.0, "where": 1.2, "needle": 0.5,
-    "anomaly": 0.5, "topic": 0.4, "sub_scene": 1.0, "list": 0.4,
+    "count": 2.6, "after": 2.2, "before": 2.4, "direction": 1.8, "order": 0.9, "colour": 5.0, "where": 1.2, "needle": 0.4,
+    "anomaly": 0.4, "topic": 0.3, "sub_scene": 0.6, "list": 0.5,
 }  # fmt: skip
 
 
@@ -57,9 +57,9 @@ class Mix:
     """
 
     rates: Mapping[str, float] = field(default_factory=lambda: SECOND_RATES)
-    letters: float = 0.35
-    lookups: float = 0.7
-    few_colours: float = 0.2
+    letters: float = 0.08
+    lookups: float = 0.15
+    few_colours: float = 0.1
     wide: float = 0.65
     short_names: float = 0.2
     lost: float = 0.02

@@ -38,8 +38,8 @@ def assemble(tower: Path | None, lm: Path | None) -> LlavaOnevisionForConditiona
 def disassemble(folder: Path, tower: Path, lm: Path) -> None:
     """Stage files from an exported model folder, the opposite of :func:`assemble`.
 
-    Weights have the folder's precision (bf16) and no optimizer state comes with them. Rows of words that the
-    folder's vocabulary lacks are drawn at random, as in a new model; the vocabulary may only have grown at its end.
+    Weights have the folder's precision (bf16) and no optimizer state comes with them. Words that the folder's
+    vocabulary lacks start as ``language.LIKE`` says; the vocabulary may only have grown at its end.
 
     Raises
     ------
@@ -66,7 +66,13 @@ def disassemble(folder: Path, tower: Path, lm: Path) -> None:
     found |= {"head.weight": model.lm_head.weight.detach(), "newline": model.model.image_newline.detach()}
     for name, value in found.items():
         weights[name][: len(value)] = value  # embeddings may have more rows than the folder's
-    weights["lm.embed_tokens.weight"][concept_ids()] = word_rows()  # exact, and frozen in training
+    table, head = weights["lm.embed_tokens.weight"], weights["head.weight"]
+    for word, like in language.LIKE.items():
+        number = language.WORD_ID[word]
+        if number >= len(known):
+            table[number] = table[language.WORD_ID[like]]
+    head[len(known) :] = head[language.WORD_ID[language.UNKNOWN]]  # never an answer
+    table[concept_ids()] = word_rows()  # exact, and frozen in training
     torch.save({"weights": {name: weights[name] for name, _ in reader.named_parameters()}}, lm)
 
 
