@@ -45,3 +45,29 @@ def scale_layers(layers: Sequence[int], paper_depth: int, depth: int) -> tuple[i
             "give `layers` further apart, or fewer"
         )
     return scaled
+
+
+def check_points(layers: Any, paper_depth: Any) -> tuple[int, ...]:
+    """Refuse pruning points that do not lie, ascending, between the first layer of `paper_depth` and the last."""
+    check_count("paper_depth", paper_depth)
+    listed = isinstance(layers, Sequence) and not isinstance(layers, str)
+    whole = listed and all(isinstance(layer, int) and not isinstance(layer, bool) for layer in layers)
+    ordered = [0, *layers, paper_depth] if whole else []
+    if len(ordered) < 3 or ordered != sorted(set(ordered)):
+        raise UsageError(
+            f"layers: {list(layers) if listed else layers!r} is given; allowed are ascending indices in "
+            f"1..{paper_depth - 1} (below `paper_depth`)"
+        )
+    return tuple(layers)
+
+
+def check_percentiles(percentiles: Any, points: int) -> tuple[float, ...]:
+    """Refuse percentiles that are not one for each of so many points, from 0 to below 100."""
+    listed = isinstance(percentiles, Sequence) and not isinstance(percentiles, str)
+    numbers = listed and all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in percentiles)
+    if not numbers or len(percentiles) != points or not all(0 <= each < 100 for each in percentiles):
+        raise UsageError(
+            f"percentiles: {list(percentiles) if listed else percentiles!r} is given; allowed are {points} numbers, one a "
+            "layer of `layers`, from 0 to below 100"
+        )
+    return tuple(percentiles)

@@ -38,6 +38,8 @@ class PrefillView:
         scale: factor of the attention logits, 1/sqrt(d) in most models.
         final_norm: the model's last norm, for methods that compare normalised states.
         captured: outputs that the method asked for in `needs`, by name.
+        gate: (V,) how much of each visual token is still there, in the training of a learned gate, which hides tokens
+            instead of removing them; None where tokens leave.
     """
 
     layer: int
@@ -54,6 +56,7 @@ class PrefillView:
     scale: float
     final_norm: nn.Module
     captured: dict[str, Tensor]
+    gate: Tensor | None = None
 
     @property
     def last_row(self) -> Tensor:
@@ -86,7 +89,8 @@ class Kept:
         hidden: (K, D) changed rows (recycling, inner merging), or None.
         absorbed_by: (V,) int64, for each visual token the entry of `index` that stands for it, -1 dropped; None
             where nothing is merged.
-        parked: the dropped ones may come back in a later step.
+        parked: the dropped ones may come back in a later step: where a decode method `revives`, the states with which they
+            left this layer are held until one selects them.
     """
 
     index: Tensor
@@ -103,9 +107,13 @@ class PrefillState(ABC):
         needs: outputs (S, D) of those layers to capture: "input_norm", "attention_output", "post_attention_norm",
             "mlp_output".
         positions: the method's, see `PrefillMethod`.
+        parks: whether its decisions are `parked`.
+        multiplies: whether it multiplies matrices beside what the view computes for it, so that its products are counted.
     """
 
     at: frozenset[int] = frozenset()
+    parks: bool = False
+    multiplies: bool = True
     needs: tuple[str, ...] = ()
     positions: str = "original"
 
@@ -161,6 +169,8 @@ class DecodeView:
         text: (Hkv, S) bool, entries that are text: prompt text and answer.
         alive: (A,) int64 ascending positions that survived the last prefill pruning; only in `finish`.
         attention: attention(rows) -> (H, R, S) float32 for the last `rows` query rows that this layer computed.
+        attended: (Hkv, S) bool, entries that the layer attended to in this step; None all of them.
+        prompt_rows: rows of the unpruned prompt; positions from there on are the answer's.
         streamed: streamed(weights) -> `column_sums` without holding the rows, None where the cache was cut before.
     """
 
@@ -174,7 +184,21 @@ class DecodeView:
     text: Tensor
     attention: Callable[[int], Tensor]
     alive: Tensor | None = None
+    attended: Tensor | None = None
+    prompt_rows: int = 0
     streamed: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def length(self) -> int:
+        """S, entries of the cache."""
+        return self.text.shape[1]
+
+    def scored(self, score: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """(S,) what `score` says of keys and values (Hkv, S, d), for scores in which entries do not look at each other.
+
+        On a cache in pages this reads the entries as they lie, where `keys` and `values` would be copies in order.
+        """
+        return score(self.keys, self.values)
 
     def column_sums(self, weights: Tensor) -> Tensor:
         """(Hkv, S) float32: Σ_r weights_r P_r over the last R query rows, weights (R,), and the query heads of each head."""
@@ -190,19 +214,54 @@ class KeptKV:
     Attributes:
         index: (K,) for all heads, or (Hkv, K) a head each; int64 ascending.
         keys, values: (Hkv, K, d) changed entries, or None.
+        freed: () int64, where what leaves is one whole page: its number, in pages of the state's `page` entries from the
+            oldest on. A cache in pages then moves nothing.
     """
 
     index: Tensor
     keys: Tensor | None = None
     values: Tensor | None = None
+    freed: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """What the layers behind this one attend to for the rest of this decoding step, beside the answer; nothing is evicted.
+
+    A token that is parked behind this layer comes back: the next layers compute it once, from the state that it left with,
+    and cache it, up to the layer behind which it is not selected and parked again. One that a later layer neither holds nor
+    gets back (dropped for good, or evicted) is not there.
+
+    Attributes:
+        position: (K,) int64, prompt positions out of those that this layer looked at.
+    """
+
+    position: Tensor
 
 
 class DecodeState:
-    """One answer's state of a decode method; both calls may return None to change nothing."""
+    """One answer's state of a decode method; both calls may return None to change nothing.
 
-    def after(self, view: DecodeView) -> KeptKV | None:
-        """Called for every layer, after prefill and after every decoded token."""
+    Attributes:
+        revives: whether it returns `Selected`, so that what prefill parks has to be held.
+        page: entries of a page where whole pages leave while answering: the cache is then laid out in pages, see `room`.
+        queries: how many of a layer's last query rows it reads at most: so many are kept as the layer computes them, others
+            are computed anew.
+        multiplies: as of `PrefillState`.
+    """
+
+    revives: bool = False
+    page: int | None = None
+    queries: int = 0
+    multiplies: bool = True
+
+    def after(self, view: DecodeView) -> KeptKV | Selected | None:
+        """Called for every layer, after prefill and after every decoded token; `Selected` only after a decoded token."""
         return None
+
+    def room(self, layer: int) -> int:
+        """Entries that a layer's pool of pages is made for, asked once when the prompt was read; it grows where they are more."""
+        return 0
 
     def finish(self, views: Sequence[DecodeView]) -> Sequence[KeptKV | None] | None:
         """Called once after prefill with the views of all layers (their `attention` is gone)."""

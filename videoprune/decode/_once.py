@@ -41,6 +41,8 @@ class Once(DecodeMethod):
 
 
 class _State(DecodeState):
+    multiplies = False
+
     def __init__(self, method: Once, run: Run) -> None:
         self.method, self.run = method, run
 

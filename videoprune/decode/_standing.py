@@ -15,6 +15,8 @@ class StandingBudget(DecodeState):
         prompt_end: layer -> (Hkv, 1) position of the prompt's last entry.
     """
 
+    multiplies = False
+
     def __init__(self, method: DecodeMethod) -> None:
         self.settings = method
         self.budget: dict[int, int] = {}

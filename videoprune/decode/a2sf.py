@@ -97,25 +97,32 @@ class A2SF(DecodeMethod):
 
 
 class _State(DecodeState):
+    multiplies = False
+
     def __init__(self, method: A2SF) -> None:
         self.method = method
+        self.queries = rows_that_count(method.forgetting, method.epsilon)
         self.budget: dict[int, tuple[int, int]] = {}  # entries that stay, and how many recent ones among them
         self.prompt_end: dict[int, Tensor] = {}  # (Hkv, 1) position of the prompt's last entry
         self.sums: dict[int, tuple[Tensor, Tensor]] = {}  # (Hkv, K) positions and scores of the entries that stayed
+        self.weights: dict[int, Tensor] = {}  # (R,) by the number of rows
 
     def after(self, view: DecodeView) -> KeptKV | None:
         method, layer = self.method, view.layer
-        length = view.keys.shape[1]
+        length = view.length
         if view.prefill:
             budget = method.count(length)
             if method.variant == "prefill" and budget >= length:
                 return None
             rows = min(length, rows_that_count(method.forgetting, method.epsilon))
-            score = view.column_sums(decay_weights(rows, method.forgetting, view.keys.device))
+            if rows not in self.weights:  # layers before the first cut are equally long
+                self.weights[rows] = decay_weights(rows, method.forgetting, view.keys.device)
+            score = view.column_sums(self.weights[rows])
             kept, budget = always_kept(view.text, budget, method.recent, method.protect_text)
-            texts = int(view.text.sum(-1).max()) if method.protect_text else 0
-            recent = max(0, min(method.recent, budget - texts))
-            self.budget[layer], self.prompt_end[layer] = (budget, recent), view.position[:, -1:]
+            if method.variant == "decode":
+                texts = int(view.text.sum(-1).max()) if method.protect_text else 0
+                recent = max(0, min(method.recent, budget - texts))
+                self.budget[layer], self.prompt_end[layer] = (budget, recent), view.position[:, -1:]
         elif layer in self.sums:
             before, score = self.sums[layer]
             score = method.forgetting * carry(score, before, view.position)

@@ -68,6 +68,8 @@ class DyCoke(DecodeMethod):
 
 
 class _State(DecodeState):
+    multiplies = False
+
     def __init__(self, method: DyCoke, first: int) -> None:
         self.method, self.first = method, first
         self.seen: tuple[Tensor, Tensor] | None = None  # (Hkv, A) scores and positions in layer `first` - 1

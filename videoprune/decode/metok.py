@@ -79,6 +79,8 @@ class METok(DecodeMethod):
 
 
 class _State(DecodeState):
+    multiplies = False
+
     def __init__(self, method: METok, first: int, last: int) -> None:
         self.method, self.first, self.last = method, first, last
 

@@ -49,8 +49,8 @@ class PagedEviction(DecodeMethod):
     pages. While answering, whole pages alone leave: each time the newest page has just become full and the cache is over
     its budget, the page with the lowest mean. Between, the cache may be over its budget by up to a page (two, where the
     budget is smaller than a page: the newest always stays).
-    Our cache is contiguous, so a page is `page` entries in a row and freeing one moves what lies behind; a block table
-    would move nothing. Each layer decides on its own.
+    The cache is laid out in pages, so nothing that stays is moved, and the next token is written where a page was freed.
+    Each layer decides on its own.
 
     Args:
         keep: share or count of a layer's cache after the prompt; a count holds for answers that grow into it, too.
@@ -81,22 +81,26 @@ class PagedEviction(DecodeMethod):
 class _State(StandingBudget):
     def __init__(self, method: PagedEviction) -> None:
         super().__init__(method)
-        self.method = method
+        self.method, self.page = method, method.page
+
+    def room(self, layer: int) -> int:
+        """The budget in whole pages and the newest one; where text holds every page, two behind them: one has to fill before
+        the other can leave."""
+        page, budget = self.method.page, self.budget.get(layer, 0)
+        return (-(-budget // page) + 2 if self.method.protect_text else max(budget // page + 1, 2)) * page
 
     def after(self, view: DecodeView) -> KeptKV | None:
-        method, layer, length = self.method, view.layer, view.text.shape[1]
+        method, layer, page, length = self.method, view.layer, self.method.page, view.length
         if view.prefill:
-            texts = int(view.text.any(0).sum()) if method.protect_text else 0
-            if not self.open(view, texts) or self.budget[layer] >= length:
+            text = view.text.any(0) & method.protect_text
+            if not self.open(view, int(text.sum())) or self.budget[layer] >= length:
                 return None
-            texts_stay = view.text.any(0) & method.protect_text
-            return KeptKV(keep_best(entry_scores(view.keys, view.values), self.budget[layer], texts_stay))
-        page = method.page
+            return KeptKV(keep_best(entry_scores(view.keys, view.values), self.budget[layer], text))
         if layer not in self.budget or length % page or length < 2 * page or length <= self.budget[layer]:
             return None
         locked = self.protected(view).any(0) if method.protect_text else None
-        freed = page_to_free(entry_scores(view.keys, view.values), page, locked)
+        freed = page_to_free(view.scored(entry_scores), page, locked)
         if locked is not None and bool(freed == length // page - 1):
             return None
-        rest = torch.arange(length - page, device=view.keys.device)
-        return KeptKV(rest + (rest >= freed * page) * page)
+        rest = torch.arange(length - page, device=freed.device)
+        return KeptKV(rest + (rest >= freed * page) * page, freed=freed)

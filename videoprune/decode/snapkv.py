@@ -73,7 +73,7 @@ class SnapKV(DecodeMethod):
 
 class _State(DecodeState):
     def __init__(self, method: SnapKV) -> None:
-        self.method = method
+        self.method, self.queries = method, method.window
 
     def after(self, view: DecodeView) -> KeptKV | None:
         method, (kv_heads, length) = self.method, view.text.shape

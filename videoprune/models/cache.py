@@ -37,6 +37,8 @@ class KeptLayer(DynamicLayer):
         self.seen = 0
         self.position: Tensor | None = None  # (S,), or (Hkv, S) once heads have kept different entries
         self.incoming: Tensor | None = None  # (S',) set by the layer loop before the layer runs
+        # (K,) entries that attention sees in this call, new ones included, None all; set as `incoming`
+        self.attended: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -55,7 +57,10 @@ class KeptLayer(DynamicLayer):
             self.position = torch.cat((self.position, incoming), dim=-1)
         self.seen += rows
         self.incoming = None
-        return super().update(key_states, value_states, *args, **kwargs)
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return (
+            (keys, values) if self.attended is None else (take(keys, self.attended, 2), take(values, self.attended, 2))
+        )
 
     def get_seq_length(self) -> int:
         return self.seen
@@ -91,6 +96,22 @@ class KeptLayer(DynamicLayer):
             self.position = self.position.index_select(-1, index)
         else:
             self.position = self.position.expand(index.shape[0], self.position.shape[-1]).gather(1, index)
+
+    def sort(self) -> None:
+        """Bring the entries in the order of their positions, where rows in the middle of the sequence were added last."""
+        if self.position is not None:
+            self.keep(self.position.argsort(dim=-1))
+
+    def in_order(self, values: Tensor, dim: int) -> Tensor:
+        """What is known of each entry as it lies, (…, S, …) along `dim`, oldest entry first."""
+        return values
+
+    def lying(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Keys and values (Hkv, S, d) as they lie, the position of each, (S,) or (Hkv, S), and (S,) bool what is no entry's
+        remains; None where all are entries."""
+        if self.position is None:
+            raise ValueError("an empty cache layer has no positions")
+        return self.keys[0], self.values[0], self.position, None
 
     def positions(self) -> Tensor:
         """(Hkv, S) the token of each entry."""
@@ -144,7 +165,7 @@ class BatchLayer(KeptLayer):
 
 @dataclass(eq=False)
 class Past:
-    """A cache to continue from, after one or more calls of a session.
+    """A cache to continue from, after one or more calls of a session; tokens that wait to come back are no part of it.
 
     Attributes:
         layers: its layers; forked before they are written to, so that one past serves any number of continuations.

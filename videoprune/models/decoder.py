@@ -22,8 +22,11 @@ from transformers.masking_utils import create_causal_mask, create_sliding_window
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from videoprune.errors import UsageError
-from videoprune.models.cache import BatchLayer, KeptLayer
-from videoprune.models.sample import Sample
+from videoprune.models.cache import BatchLayer, KeptLayer, Uneven
+from videoprune.models.paging import PagedLayer
+from videoprune.models.parking import attend_to
+from videoprune.models.pieces import mlp_in_pieces
+from videoprune.models.sample import QUERIES, Sample
 from videoprune.models.session import Session, Stream, Trace
 
 MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
@@ -42,6 +45,8 @@ class Layers:
     def __init__(self, decoder: Any, sessions: Sequence[Session]) -> None:
         self.decoder = decoder
         self.samples = [Sample(decoder, session) for session in sessions]
+        if len(sessions) > 1 and any(state.revives for session in sessions for state in session.decode):
+            raise Uneven("a decode method brings tokens back, for each prompt others; run them one by one")
         self.captured: dict[str, Tensor] = {}
         self.types = getattr(decoder.config, "layer_types", None) or ["full_attention"] * len(decoder.layers)
 
@@ -68,16 +73,22 @@ class Layers:
                 ]
             entered, kept, parts = Stream.join(streams), cache.layers[number], self._parts(cache, number)
             shape = (self.types[number], entered.hidden.shape[1], kept.size)
-            if shape not in masks:
-                known = {} if prefill else {"layer_idx": number}
-                masks[shape] = MASKS[self.types[number]](
-                    decoder.config, entered.hidden, None, None if prefill else cache, **known
-                )
+            if samples[0].parking.selected is not None:
+                mask = self._attend_to(samples[0].parking.selected, number, entered, parts[0])
+            elif isinstance(kept, PagedLayer) and kept.pages:
+                mask = kept.admit(streams[0].index)
+            else:
+                if shape not in masks:
+                    known = {} if prefill else {"layer_idx": number}
+                    masks[shape] = MASKS[self.types[number]](
+                        decoder.config, entered.hidden, None, None if prefill else cache, **known
+                    )
+                mask = masks[shape]
             for part, stream in zip(parts, streams, strict=True):
                 part.incoming = stream.index
             out = layer(
                 entered.hidden,
-                attention_mask=masks[shape],
+                attention_mask=mask,
                 position_embeddings=(entered.cos, entered.sin),
                 position_ids=None,
                 past_key_values=cache,
@@ -91,7 +102,19 @@ class Layers:
         for place, sample in enumerate(samples):
             own = [self._parts(cache, number)[place] for number in range(len(decoder.layers))]
             sample.end(streams[place], own)
-        return decoder.norm(Stream.join(streams).hidden)
+        return decoder.norm(
+            Stream.join(streams).hidden[:, -rows:]
+        )  # those that came back have no say in the next token
+
+    def _attend_to(self, selected: Tensor, number: int, entered: Stream, kept: KeptLayer) -> Tensor | None:
+        """See `attend_to`; the mask as the attention kernels take it."""
+        config = self.decoder.config
+        window = config.sliding_window if self.types[number] == "sliding_attention" else None
+        mask = attend_to(selected, kept, entered.index, config.num_attention_heads, window)
+        if mask is None or config._attn_implementation != "eager":
+            return mask
+        dtype = entered.hidden.dtype
+        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 
     @staticmethod
     def _parts(cache: Cache, number: int) -> list[KeptLayer]:
@@ -101,17 +124,51 @@ class Layers:
     def empty_cache(self) -> list[KeptLayer]:
         """Layers for what the samples will cache, or for what they continue."""
         own = [
-            sample.session.past.fork()
-            if sample.session.past is not None
-            else [KeptLayer() for _ in self.decoder.layers]
+            sample.session.past.fork() if sample.session.past is not None else self._new_layers()
             for sample in self.samples
         ]
         return own[0] if len(own) == 1 else [BatchLayer(list(parts)) for parts in zip(*own, strict=True)]
+
+    def _new_layers(self) -> list[KeptLayer]:
+        """Empty layers, those that can be in pages where a decode method evicts whole ones.
+
+        Pages take a mask of slots, which the other kernels do not, and one prompt, since each evicts other pages.
+        """
+        states = self.samples[0].session.decode
+        pages = {state.page for state in states if state.page is not None}
+        paged = len(pages) == len(self.samples) == 1 and not any(state.revives for state in states)
+        paged = paged and self.decoder.config._attn_implementation == "sdpa"
+        return [
+            PagedLayer(*pages) if paged and self.types[number] == "full_attention" else KeptLayer()
+            for number in range(len(self.decoder.layers))
+        ]
 
 
 def _capture(captured: dict[str, Tensor], name: str, module: nn.Module, args: Any, out: Any) -> None:
     """Forward hook: keep a module's output, (B, S, D)."""
     captured[name] = out[0] if isinstance(out, tuple) else out
+
+
+def _capture_queries(
+    captured: dict[str, Tensor], rows: int, axes: int, module: nn.Module, args: Any, out: Tensor
+) -> None:
+    """Forward hook: keep the last `rows` rows of (B, S, ...), of a call by the layer, which has `axes`."""
+    if out.ndim == axes:
+        captured[QUERIES] = out[:, -rows:].clone()
+
+
+def _hook_queries(loop: Layers, hooks: ExitStack) -> None:
+    """Capture the query rows that the evidence and decode methods read, so that they are not computed a second time."""
+    sessions = [sample.session for sample in loop.samples]
+    rows = max((state.queries for each in sessions for state in each.decode), default=0)
+    evidence = frozenset[int]().union(*(each.evidence_layers for each in sessions))
+    for number, layer in enumerate(loop.decoder.layers):
+        count, attention = max(rows, int(number in evidence)), layer.self_attn
+        if count:
+            normed = hasattr(attention, "q_norm")  # Qwen3: by head
+            module = attention.q_norm if normed else attention.q_proj
+            hook = partial(_capture_queries, loop.captured, count, 4 if normed else 3)
+            hooks.callback(module.register_forward_hook(hook).remove)
 
 
 @contextmanager
@@ -183,11 +240,13 @@ def compressed(model: Any, session: Session, *others: Session) -> Iterator[Trace
         return BaseModelOutputWithPast(last_hidden_state=out, past_key_values=cache)
 
     with ExitStack() as hooks:
+        _hook_queries(loop, hooks)
         wanted = {(at, name) for each in sessions for state in each.prefill for at in state.at for name in state.needs}
         for number, name in sorted(wanted):
             module = getattr(decoder.layers[number], CAPTURED[name])
             handle = module.register_forward_hook(partial(_capture, loop.captured, name))
             hooks.callback(handle.remove)
+        hooks.enter_context(mlp_in_pieces(decoder.layers))
         decoder.forward = forward
         try:
             yield session.trace

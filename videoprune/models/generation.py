@@ -128,7 +128,7 @@ def generate(
         own = host.model.generation_config.pad_token_id
         settings["pad_token_id"] = own if own is not None else (stops or [0])[0]
         settings["stopping_criteria"] = StoppingCriteriaList([_Finish(sessions, stops)])
-    embeddings = torch.cat([prompt.embeddings for prompt in prompts])
+    embeddings = prompts[0].embeddings if len(prompts) == 1 else torch.cat([prompt.embeddings for prompt in prompts])
     traces = [session.trace for session in sessions]
     with host.lock, compressed(host.model, *sessions):
         begun = time.perf_counter()

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from videoprune.layer_method import DecodeView, Kept, KeptKV, PrefillView
+from videoprune.layer_method import DecodeState, DecodeView, Kept, KeptKV, PrefillState, PrefillView, Selected
 from videoprune.models.cache import KeptLayer, Past
 from videoprune.models.framing import FIXED
+from videoprune.models.paging import PagedLayer
+from videoprune.models.parking import NEVER, Parking
 from videoprune.models.session import Session, Stream
-from videoprune.ops.attention import column_sum_flops, decayed_column_sum, row_attention
+from videoprune.models.views import CacheView, last_rows
+from videoprune.ops.attention import column_sum_flops, decayed_column_sum, fold_rows, row_attention
 
 EVIDENCE_STEPS = 24  # decoded tokens whose attention counts as evidence: an answer's content is in its first words
+
+QUERIES = "queries"  # what is captured of a layer's last query rows, (R, H * d) or (R, H, d), not yet rotated
 
 
 def rotate_half(x: Tensor) -> Tensor:
@@ -31,6 +37,11 @@ def rotated_queries(layer: nn.Module, entered: Stream, rows: Tensor | slice) -> 
     query = attention.q_proj(norm(entered.hidden[0, rows])).unflatten(-1, (-1, attention.head_dim))
     if hasattr(attention, "q_norm"):  # Qwen3
         query = attention.q_norm(query)
+    return rotated(query, entered, rows)
+
+
+def rotated(query: Tensor, entered: Stream, rows: Tensor | slice) -> Tensor:
+    """(R, H, d) queries of some rows of a stream, rotated: (H, R, d)."""
     query = query.transpose(0, 1)
     return query * entered.cos[0, rows] + rotate_half(query) * entered.sin[0, rows]
 
@@ -48,6 +59,7 @@ class Sample:
         # positions that evidence was last collected at, and their rows of the ledger and 1.0 where they are visual
         self.looked_at: Tensor | None = None
         self.looked_up: tuple[Tensor, Tensor]
+        self.parking = Parking(session)
 
     def begin(self, prefill: bool, position: Tensor) -> None:
         """A forward call on rows at `position` (1, S) or (3, 1, S) starts.
@@ -60,6 +72,7 @@ class Sample:
         self.queries: list[int] = []
         self.keys: list[int] = []
         self.views: list[DecodeView] = []
+        self.parking.begin(position.shape[-1], self.prompt_rows)
         if prefill:
             self.position, self.shift, self.shifts = position, 0, []
             fixed = session.tokens.scores.get(FIXED, torch.zeros(len(session.tokens), dtype=torch.bool))
@@ -75,11 +88,15 @@ class Sample:
         """A layer ran on `entered` and gave `out` (1, S, D): what goes on to the next, and what stays in the cache."""
         session = self.session
         if self.prefill:
-            out = self._deepstack(number, out)
+            out = self._deepstack(number, out, self.visual, self.token)
+        elif back := self.parking.came_back(entered):
+            out = self._deepstack(number, out, *back)
+            kept.sort()
         stream = Stream(out, entered.cos, entered.sin, entered.index)
         self.captured = captured
         self.queries.append(entered.hidden.shape[1])
-        self.keys.append(kept.size)
+        self.keys.append(kept.size if kept.attended is None else len(kept.attended))
+        kept.attended = None
         if self.prefill:
             session.trace.visual_rows.append(len(self.visual))
             self.shifts.append(self.shift)
@@ -89,7 +106,10 @@ class Sample:
         if self.prefill:
             stream = self._prune(number, layer, entered, stream, kept.keys[0])
         if session.decode and not session.partial:
-            self.views.append(self._evict(number, layer, entered, kept, self.reading))
+            view, selected = self._evict(number, layer, entered, kept, self.reading)
+            self.views.append(view)
+            if selected is not None:
+                stream = self.parking.select(number, stream, selected)
         return stream
 
     def end(self, stream: Stream, layers: list[KeptLayer]) -> None:
@@ -102,6 +122,7 @@ class Sample:
             self.alive = torch.cat((*before, stream.index))
             if not session.partial:
                 self._finish(layers)
+                self._lay_out(layers)
                 session.read = True
             session.trace.prefill_entries = [layer.size for layer in layers]
         session.trace.entries = [layer.size for layer in layers]
@@ -110,28 +131,41 @@ class Sample:
             torch.cuda.synchronize()
         session.trace.marks.append(time.perf_counter())
 
-    def _deepstack(self, number: int, hidden: Tensor) -> Tensor:
+    def _deepstack(self, number: int, hidden: Tensor, rows: Tensor, token: Tensor) -> Tensor:
         """Qwen3-VL: behind the first layers, what inner layers of the tower saw is added to the visual rows."""
         added = self.session.visual.deepstack
         if added is None or number >= added.shape[1]:
             return hidden
-        return hidden.index_add(1, self.visual, added[self.token, number][None].to(hidden))
+        return hidden.index_add(1, rows, added[token, number][None].to(hidden))
+
+    def _counting(self, state: PrefillState | DecodeState) -> AbstractContextManager[object]:
+        """Counting costs several times what a small operation does."""
+        return self.session.trace.counted if state.multiplies else nullcontext()
 
     # ------------------------------------------------------------------ attention rows
 
     def _rows(self, layer: nn.Module, entered: Stream, keys: Tensor, position: Tensor, rows: Tensor | slice) -> Tensor:
         """(H, R, S) probabilities of some rows of the stream over keys (Hkv, S, d) of tokens `position` (Hkv or 1, S)."""
         with self.session.trace.counted.paused() as counted:
-            query = rotated_queries(layer, entered, rows)
-            counted.total += 2.0 * query.numel() * (entered.hidden.shape[2] + keys.shape[1])
+            query = self._query_rows(layer, entered, rows)
+            counted.total += 2.0 * query.numel() * keys.shape[1]
             return row_attention(query, keys, self._scale(layer), entered.index[rows], key_position=position)
 
     def _queries(self, layer: nn.Module, entered: Stream, rows: Tensor | slice) -> Tensor:
-        """`rotated_queries` for a method, counted."""
-        with self.session.trace.counted.paused() as counted:
+        """`_query_rows` for a method that counts its products."""
+        with self.session.trace.counted.paused():
+            return self._query_rows(layer, entered, rows)
+
+    def _query_rows(self, layer: nn.Module, entered: Stream, rows: Tensor | slice) -> Tensor:
+        """(H, R, d) rotated queries: the layer's own where the last rows are asked for and were captured, else computed anew."""
+        own, have = self.captured.get(QUERIES), entered.hidden.shape[1]
+        if own is None or not isinstance(rows, slice) or rows.stop != have or have - rows.start > len(own):
             query = rotated_queries(layer, entered, rows)
-            counted.total += 2.0 * query.numel() * entered.hidden.shape[2]
+            self.session.trace.counted.total += 2.0 * query.numel() * entered.hidden.shape[2]
             return query
+        own = own[len(own) - (have - rows.start) :]
+        attention: Any = layer.self_attn
+        return rotated(own if own.ndim == 3 else own.unflatten(-1, (-1, attention.head_dim)), entered, rows)
 
     @staticmethod
     def _scale(layer: nn.Module) -> float:
@@ -143,15 +177,15 @@ class Sample:
         session = self.session
         if not len(session.tokens):  # a blind baseline: nothing to attend to
             return
-        keys, position = kept.keys[0], kept.position
-        if position is None:
-            raise ValueError("an empty cache layer has no positions")
-        query = rotated_queries(layer, entered, slice(entered.hidden.shape[1] - 1, None))[:, 0].float()
+        keys, _, position, live = kept.lying()
+        query = self._query_rows(layer, entered, last_rows(entered.hidden.shape[1], 1))[:, 0].float()
         grouped = (query * self._scale(layer)).view(len(keys), -1, query.shape[1])
-        share = (
-            (grouped @ keys.float().transpose(1, 2)).softmax(-1).mean(dim=1)
-        )  # (Hkv, S); the last row sees every key
-        session.trace.counted.total += 2.0 * query.numel() * (entered.hidden.shape[2] + keys.shape[1])
+        logits = grouped @ keys.float().transpose(1, 2)  # the last row sees every key
+        attended = self.parking.attended(position) if live is None else live
+        if attended is not None:
+            logits = logits.masked_fill(~attended.expand(len(keys), -1)[:, None], -torch.inf)
+        share = logits.softmax(-1).mean(dim=1)  # (Hkv, S)
+        session.trace.counted.total += 2.0 * query.numel() * keys.shape[1]
         if position is not self.looked_at:  # unpruned layers hold the same positions
             token = session.visual.token(position)
             self.looked_at, self.looked_up = position, (token.clamp(min=0).flatten(), (token >= 0).to(share.dtype))
@@ -168,7 +202,7 @@ class Sample:
             if number not in state.at or not len(self.visual):
                 continue
             view = self._prefill_view(number, layer, entered, stream, keys)
-            with self.session.trace.counted:
+            with self._counting(state):
                 decision = state.after(view)
             if decision is None:
                 continue
@@ -209,10 +243,16 @@ class Sample:
         stays[kept_rows] = True
         count = stream.hidden.shape[1] - len(self.visual) + len(kept_rows)
         rows = torch.argsort((~stays).to(torch.int8), stable=True)[:count]
+        unchanged = stream
         if decision.hidden is not None:
             hidden = stream.hidden.clone()
             hidden[0, kept_rows] = decision.hidden.to(hidden.dtype)
             stream = Stream(hidden, stream.cos, stream.sin, stream.index)
+        if decision.parked and self.parking.wanted:
+            leaves = torch.ones(len(self.visual), dtype=torch.bool, device=stream.index.device)
+            leaves[decision.index] = False
+            leaves = torch.argsort((~leaves).to(torch.int8), stable=True)[: len(leaves) - len(kept_rows)]
+            self.parking.put(number, unchanged.keep(self.visual[leaves]))
         self.visual = torch.searchsorted(rows, kept_rows)
         self.token = self.token[decision.index]
         self.session.trace.kept[number] = torch.cat((self.fixed, self.token)).sort().values
@@ -229,49 +269,63 @@ class Sample:
 
     # ------------------------------------------------------------------ decode
 
-    def _evict(self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool) -> DecodeView:
+    def _evict(
+        self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool
+    ) -> tuple[DecodeView, Selected | None]:
         view = self._decode_view(number, layer, entered, kept, prefill)
+        selected = None
         for state in self.session.decode:
-            with self.session.trace.counted:
+            with self._counting(state):
                 decision = state.after(view)
-            if decision is not None:
+            if isinstance(decision, Selected):
+                selected = decision
+            elif decision is not None:
                 self._keep_entries(number, kept, decision)
                 view = self._decode_view(number, layer, entered, kept, prefill)
-        return view
+        # they hold what entered the layer, and the views of all layers wait for `finish`
+        view.attention, view.streamed = _gone, None
+        return view, selected
 
     def _decode_view(
         self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool
     ) -> DecodeView:
-        position, keys = kept.positions(), kept.keys[0]
+        attended = None if self.parking.selected is None else self.parking.attended(kept.positions())
+        have = entered.hidden.shape[1]
 
         def attention(rows: int) -> Tensor:
-            return self._rows(layer, entered, keys, position, last(rows))
-
-        def last(rows: int) -> Tensor:
-            have = entered.hidden.shape[1]
-            return torch.arange(have - min(rows, have), have, device=keys.device)
+            position = kept.positions()
+            seen = position if attended is None else position.masked_fill(~attended, NEVER)
+            return self._rows(layer, entered, kept.in_order(kept.keys[0], 1), seen, last_rows(have, rows))
 
         def streamed(weights: Tensor) -> Tensor:
-            query = self._queries(layer, entered, last(len(weights)))
+            if not prefill or kept.size != have:
+                rows = attention(len(weights))
+                with self.session.trace.counted.paused() as counted:
+                    counted.total += 2.0 * rows.numel()
+                    return fold_rows(rows, weights, len(kept.keys[0]))
+            query = self._queries(layer, entered, last_rows(have, len(weights)))
             with self.session.trace.counted.paused() as counted:
-                counted.total += column_sum_flops(query, keys)
-                return decayed_column_sum(query, keys, weights, self._scale(layer))
+                counted.total += column_sum_flops(query, kept.keys[0])
+                return decayed_column_sum(query, kept.keys[0], weights, self._scale(layer))
 
-        return DecodeView(
+        return CacheView(
+            kept,
+            self.session.visual.token,
             layer=number,
             layers=len(self.decoder.layers),
             prefill=prefill,
             step=self.session.step,
-            keys=keys,
-            values=kept.values[0],
-            position=position,
-            text=self.session.visual.token(position) < 0,
             attention=attention,
-            streamed=streamed if prefill and keys.shape[1] == entered.hidden.shape[1] else None,
+            attended=attended,
+            prompt_rows=self.prompt_rows,
+            streamed=streamed,
         )
 
     def _keep_entries(self, number: int, kept: KeptLayer, decision: KeptKV) -> None:
-        kept.keep(decision.index, decision.keys, decision.values)
+        if decision.freed is not None and isinstance(kept, PagedLayer) and kept.pages:
+            kept.free(decision.freed)
+        else:
+            kept.keep(decision.index, decision.keys, decision.values)
         call = (self.session.step, number)
         earlier = self.session.trace.evicted.get(call)
         if earlier is None:
@@ -288,7 +342,6 @@ class Sample:
     def _finish(self, layers: Sequence[KeptLayer]) -> None:
         views = self.views
         for view in views:
-            view.attention = _gone
             view.alive = self.alive
         for state in self.session.decode:
             decisions = state.finish(views)
@@ -297,6 +350,13 @@ class Sample:
                     self._keep_entries(number, layers[number], decision)
             if decisions is not None:
                 views = [self._refreshed(view, layers[view.layer]) for view in views]
+
+    def _lay_out(self, layers: Sequence[KeptLayer]) -> None:
+        """Move what is cached of the prompt into pages, where a method evicts whole ones."""
+        states = [state for state in self.session.decode if state.page is not None]
+        for number, layer in enumerate(layers):
+            if isinstance(layer, PagedLayer):
+                layer.lay_out(max((state.room(number) for state in states), default=0))
 
     def _refreshed(self, view: DecodeView, kept: KeptLayer) -> DecodeView:
         view.keys, view.values, view.position = kept.keys[0], kept.values[0], kept.positions()

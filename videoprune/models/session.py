@@ -70,6 +70,14 @@ class Stream:
         hidden, cos, sin = (torch.cat([getattr(each, name) for each in streams]) for name in ("hidden", "cos", "sin"))
         return cls(hidden, cos, sin, streams[0].index)
 
+    @classmethod
+    def in_a_row(cls, streams: Sequence[Stream]) -> Stream:
+        """Streams of other tokens of the same sequence, one behind the other."""
+        hidden, cos, sin = (
+            torch.cat([getattr(each, name) for each in streams], 1) for name in ("hidden", "cos", "sin")
+        )
+        return cls(hidden, cos, sin, torch.cat([each.index for each in streams]))
+
     def keep(self, rows: Tensor) -> Stream:
         return Stream(self.hidden[:, rows], self.cos[:, rows], self.sin[:, rows], self.index[rows])
 
@@ -85,6 +93,10 @@ class Trace:
         kept: layer -> (V',) rows of `tokens` that went on after it.
         compacted: layers after which the rows that were left were renumbered.
         evicted: (call, layer) -> entries kept, as (K,) or (Hkv, K) indices.
+        parked: (call, layer) -> (P,) rows of `tokens` that stopped behind the layer and wait there; call 0 reads the prompt.
+        revived: (call, layer) -> (R,) rows of `tokens` that came back from there in that call.
+        selected: (call, layer) -> (K,) positions of the prompt that the layers behind it attended to in that call.
+        parked_most, parked_bytes: tokens that waited at most, and what they took.
         evidence: (T,) attention of the answer on each visual token, summed over the layers looked at.
         marks: time (perf_counter) at the end of every forward call; the first one after the device is done.
         prefill_entries, entries: key/value entries of each layer when the prompt was read, and after the last call.
@@ -98,6 +110,11 @@ class Trace:
     kept: dict[int, Tensor] = field(default_factory=dict)
     compacted: set[int] = field(default_factory=set)
     evicted: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    parked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    revived: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    selected: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    parked_most: int = 0
+    parked_bytes: int = 0
     evidence: Tensor | None = None
     marks: list[float] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)

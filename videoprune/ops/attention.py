@@ -13,6 +13,7 @@ from torch import Tensor
 from videoprune.ops.blocks import at_once
 
 CHUNK = 2**20  # attention logits that are in flight at once: 4 MiB, which stay in a cache (see `at_once`)
+FEW = 4096  # scores of which a sort costs less than the operations of a selection
 HOLD_LENGTH = 8192  # above this no matrix of probabilities is held, whatever the memory
 HOLD_BYTES = 2**29  # 512 MiB: the most that held blocks of probabilities may take
 
@@ -88,6 +89,8 @@ def decayed_column_sum(
         (Hkv, S) float32.
     """
     heads, rows, length = query.shape[0], query.shape[1], key.shape[1]
+    if positions is None and heads * rows * length <= at_once(CHUNK, key.device):
+        return _column_sum_of_a_block(query, key, weights, scale)
     if positions is None:
         sums = StreamedAttention(query, key, scale, hold_bytes=0).times(weights.float().expand(heads, -1))
         return sums.view(key.shape[0], -1, length).sum(1)
@@ -99,9 +102,24 @@ def decayed_column_sum(
     return total
 
 
+def _column_sum_of_a_block(query: Tensor, key: Tensor, weights: Tensor, scale: float) -> Tensor:
+    """`decayed_column_sum` of the last R rows where all of their logits are in flight at once: as few operations as it takes."""
+    (heads, rows, width), (kv_heads, length, _) = query.shape, key.shape
+    query = (query.float() * scale).reshape(kv_heads, -1, width)
+    logits = torch.bmm(query, key.float().transpose(1, 2))
+    if rows > 1:
+        future = torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu(1)
+        logits.view(heads, rows, length)[..., length - rows :].masked_fill_(future, -torch.inf)
+    weights = weights.float().repeat(heads // kv_heads).expand(kv_heads, 1, -1)
+    return torch.bmm(weights, logits.softmax(-1))[:, 0]
+
+
 def column_sum_flops(query: Tensor, key: Tensor) -> float:
-    """FLOPs of `decayed_column_sum` over the last R rows, (H, R, d) and (Hkv, S, d): each block of rows sees its causal part."""
+    """FLOPs of `decayed_column_sum` over the last R rows, (H, R, d) and (Hkv, S, d): each block of rows sees its causal part,
+    a single block all keys."""
     (heads, rows, width), length = query.shape, key.shape[1]
+    if heads * rows * length <= at_once(CHUNK, key.device):
+        return 2.0 * heads * rows * length * (width + 1)
     block = rows_at_once(heads // key.shape[0], rows, length, key.device)
     ends = [min(start + block, rows) for start in range(0, rows, block)]
     seen = sum((end - start) * (length - rows + end) for start, end in zip(range(0, rows, block), ends, strict=True))
@@ -234,7 +252,7 @@ def keep_best(score: Tensor, count: int, protected: Tensor | None = None) -> Ten
     if count == length - 1:  # a step of decoding drops one entry: no sort
         worst = torch.where(score == score.amin(-1, keepdim=True), column, -1).amax(-1, keepdim=True)
         return column[:count] + (column[:count] >= worst).long()
-    if score.device.type == "cpu" and count:
+    if score.device.type == "cpu" and count and score.numel() > FEW:
         rows = [_keep_best_row(row, count) for row in score.reshape(-1, length)]
         return torch.stack(rows).view(*score.shape[:-1], count)
     return score.argsort(dim=-1, descending=True, stable=True)[..., :count].sort(dim=-1).values

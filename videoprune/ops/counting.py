@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+
+# the fused attention of a CPU, which torch's registry leaves out
+_FUSED_ON_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 class CountedFlops(TorchDispatchMode):
@@ -55,6 +59,8 @@ class CountedFlops(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
+        if func._overloadpacket is _FUSED_ON_CPU:
+            self.total += float(sdpa_flop_count(args[0].shape, args[1].shape, args[2].shape))
+        elif formula is not None:
             self.total += float(formula(*args, **(kwargs or {}), out_val=out))
         return out
