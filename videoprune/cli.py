@@ -13,7 +13,22 @@ from typing import Annotated
 import typer
 
 from videoprune import __version__, console
-from videoprune.commands import ask, batch, bench, compare, demo, doctor, hosts, index, lists, plan, score, show, tune
+from videoprune.commands import (
+    ask,
+    batch,
+    bench,
+    compare,
+    demo,
+    doctor,
+    hosts,
+    index,
+    lists,
+    plan,
+    score,
+    show,
+    train,
+    tune,
+)
 
 app = typer.Typer(
     name="videoprune",
@@ -31,6 +46,7 @@ app.command()(index.index)
 app.command()(show.show)
 app.add_typer(demo.app, name="demo")
 app.command()(tune.tune)
+app.command()(train.train)
 app.add_typer(bench.app, name="bench")
 for listing in (lists.methods, lists.recipes, hosts.hosts, lists.validate, doctor.doctor):
     app.command()(listing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from videoprune.checks import check_count, check_range, scale_layers
 from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
@@ -20,6 +21,8 @@ class OneCut(PrefillMethod):
             never before layer 1.
         paper_depth: depth that `layer` is given for.
     """
+
+    multiplies: ClassVar[bool] = True  # see `PrefillState`
 
     keep: float | int | None = 0.5
     layer: int = 2
@@ -43,6 +46,7 @@ class OneCut(PrefillMethod):
 class _State(PrefillState):
     def __init__(self, method: OneCut, run: Run, layer: int) -> None:
         self.method, self.run, self.at = method, run, frozenset({layer - 1})
+        self.multiplies = method.multiplies
 
     def after(self, view: PrefillView) -> Kept | None:
         count = self.method.count(len(view.visual))

@@ -26,6 +26,7 @@ class FastV(OneCut):
     needs_question = True
     fixed_count = True
     attention = "last row"
+    multiplies = False
 
     keep: float | int | None = 0.5
     layer: int = 2

@@ -109,6 +109,8 @@ class METok(PrefillMethod):
 
 
 class _State(PrefillState):
+    multiplies = False
+
     def __init__(self, method: METok, run: Run, layers: tuple[int, ...]) -> None:
         self.method, self.run = method, run
         self.point = {layer - 1: i for i, layer in enumerate(layers)}
