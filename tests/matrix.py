@@ -26,18 +26,20 @@ import numpy as np
 import torch
 
 from tests import tiny, tiny_qwen
+from tests.learned import untrained
 from videoprune.errors import UsageError
 from videoprune.models.host import Host
 from videoprune.models.load import load_host
 from videoprune.pipeline import Pipeline
 from videoprune.recipe import Recipe
-from videoprune.registry import methods
+from videoprune.registry import find, methods
 from videoprune.tokens import budget
+from videoprune.trained import Trained
 from videoprune.video import FrameRule, Frames
 from videoprune.watched import Answer, Video
 from videoprune.watching import Watcher
 
-STAGES = ("segment", "encode", "merge", "prefill", "decode")
+STAGES = ("scout", "segment", "encode", "merge", "prefill", "decode")
 MAKERS = {
     maker.__name__: maker
     for maker in (
@@ -53,6 +55,8 @@ QUESTION = "What happens after the red circle?"
 STEPS = 4
 BESIDE = {  # what must be there for methods that read what another stage leaves
     "decode.metok": {"prefill": {"method": "metok"}},
+    "encode.ssm": {"scout": {"method": "ssm", "keep": 0.5}},
+    "decode.lazyllm": {"prefill": {"method": "lazyllm"}},
     "prefill.vflowopt": {"merge": {"method": "vflowopt", "keep": 0.9}},
 }
 
@@ -139,7 +143,15 @@ def frames_of(film: str) -> Frames:
 
 def recipe_of(cell: Cell) -> Recipe:
     step = {"method": cell.method} | ({"keep": cell.keep} if cell.keep is not None and cell.stage != "segment" else {})
+    if issubclass(find(cell.stage, cell.method).load(), Trained):
+        step["weights"] = str(learned(cell.stage, cell.method, cell.host, cell.dtype))
     return Recipe.load({**beside(cell), cell.stage: step})
+
+
+@cache
+def learned(stage: str, method: str, host: str, dtype: str) -> Path:
+    """A learned part with random weights for one of the hosts, as a file."""
+    return untrained(stage, method, host_of(host, dtype), _folder() / f"{host}-{dtype}-learned")
 
 
 def beside(cell: Cell) -> dict[str, Any]:
@@ -237,13 +249,18 @@ def _check_budget(cell: Cell, video: Video, answer: Answer, dense: Answer) -> No
     """Where a method says that its count is known, it is met exactly; elsewhere it is not passed."""
     stages, tokens = video.pipeline.stages, answer.tokens
     acting = {
-        "encode": stages.encode,
+        "scout": (stages.scout,),
+        "encode": stages.encode or stages.prune,
         "merge": (*stages.blind, *stages.aware),
         "prefill": stages.prefill,
         "decode": stages.decode,
     }
     method = acting[cell.stage][0]
     if cell.keep is None:
+        return
+    if stages.scout is not None:  # what prunes its tower leaves the host's alone
+        share = cell.keep if cell.stage == "scout" else stages.scout.keep
+        assert video.encoded_count == budget(tokens.frames, share) * tokens.per_frame
         return
     if cell.stage == "encode":
         frames, each = tokens.frames, tokens.per_frame

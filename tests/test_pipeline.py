@@ -10,6 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.learned import weights_for
 from tests.models.test_decoder import Recorder
 from tests.oracle import oracle_logits
 from tests.tiny import longva, onevision
@@ -61,6 +62,8 @@ def pipe(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def with_recipe(pipe: Pipeline, recipe: dict | str) -> Pipeline:
     changes = ["max_new_tokens=9", *ON_6_LAYERS.get(str(recipe), [])]
+    if isinstance(recipe, str):
+        changes += weights_for(recipe, pipe.host, Path(pipe.host.name))
     other = pipe.with_recipe(recipe, changes)
     return Pipeline(other.host, Recipe.load(recipe, changes), seed=1)
 

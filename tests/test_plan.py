@@ -132,6 +132,21 @@ def test_known_shapes_are_the_checkpoints() -> None:
         assert recognise(config)[0] in FAMILIES
 
 
+def test_parked_tokens_are_planned_for() -> None:
+    """What `decode: lazyllm` may bring back waits beside the cache; without it, prefill holds nothing for it."""
+    prefill = {"method": "lazyllm", "layers": (3, 5, 7), "percentiles": (50, 50, 50), "paper_depth": 8}
+    steps: dict[str, Any] = {"frames": {"frames": 16}, "prefill": prefill}
+    alone = Planner.of(None, steps).plan(16, new_tokens=4)
+    both = Planner.of(None, {**steps, "decode": {"method": "lazyllm"}}).plan(16, new_tokens=4)
+    assert both.tokens == alone.tokens
+    waits = (
+        (256 - alone.tokens["last_layer"][0]) * (192 + 2 * 32) * 4
+    )  # a state of the width, two angles of a head's size
+    assert both.memory.phases["prefill"] - alone.memory.phases["prefill"] == waits
+    assert both.memory.phases["decode"] - alone.memory.phases["decode"] >= waits
+    assert both.flops["decode"].linear > alone.flops["decode"].linear
+
+
 def test_ranges_hold_the_real_count(film: Path) -> None:
     """The demo recipe's counts depend on the film."""
     report = Pipeline.load(model=None).ask(film, QUESTION).report

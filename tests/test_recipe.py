@@ -53,7 +53,7 @@ def test_shipped_recipes_build_and_are_capped(name: str) -> None:
     assert recipe.description
     assert recipe.frames.max or recipe.frames.frames or recipe.watch.at_most  # memory does not grow with the film
     built = recipe.build()
-    assert set(built) == {"segment", "encode", "merge", "prefill", "decode", "relevance"}
+    assert set(built) == {"scout", "segment", "encode", "merge", "prefill", "decode", "relevance"}
     assert all(method.at_most for method in built["merge"])
     assert name == "dense" or recipe.stages()
 

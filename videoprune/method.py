@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from videoprune.checks import check_positions
+from videoprune.checks import check_count, check_positions, check_range
 from videoprune.run import Events, Run
 from videoprune.tokens import VisualTokens, budget, check_share
 
@@ -130,6 +130,8 @@ class RelevanceMethod(Method):
 
 # ----------------------------------------------------------------------------------------------------------- encode
 
+BEFORE = -1  # the "layer" that embeds patches
+
 
 @dataclass(eq=False)
 class TowerView:
@@ -139,10 +141,11 @@ class TowerView:
     patches (and keys over heads) first.
 
     Attributes:
-        layer, depth: index of the layer that just ran, and the number of layers that will run.
+        layer, depth: index of the layer that just ran, BEFORE where none has, and the number of layers that will run.
         step: which of the method's layers this is, from 0.
-        hidden: (F, U, C) residual stream after the layer.
-        keys: call it for (F, U, d) keys of that layer's attention, mean over heads, before any rotary embedding.
+        hidden: (F, U, C) residual stream after the layer; before the first one, what enters it.
+        keys: call it for (F, U, d) keys of that layer's attention, mean over heads, before any rotary embedding; before the
+            first layer, those that it would compute.
         unit: (F, U) int64, the unit's number on the full grid, ascending in each frame.
         valid: (F, U) bool; False pads frames that have fewer units than others.
         size: (F, U) int64, how many original units each stands for.
@@ -152,6 +155,8 @@ class TowerView:
             tower without [CLS] what each unit receives from all rows on average, VisionZip's rule there.
         pixels: call it for (F, 3, H, W), the normalised pixels.
         grid: (rows, columns) that the `total` units were in, None for a square.
+        unit_of_patch: (P,) int64 unit of each patch of `pixels` in raster order; None where every patch is one.
+        scan: call it for (F, U, E), the summed outputs of the layer's selective scans; None on a tower without them.
     """
 
     layer: int
@@ -167,6 +172,8 @@ class TowerView:
     cls_attention: Callable[[], Tensor]
     pixels: Callable[[], Tensor]
     grid: tuple[int, int] | None = None
+    unit_of_patch: Tensor | None = None
+    scan: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +191,13 @@ class TowerPlan:
 
 
 class EncodeMethod(Budgeted):
-    """Drops or merges units between layers of the vision tower."""
+    """Drops or merges units between layers of the vision tower.
+
+    Class attributes:
+        reads_scan: it acts in a tower of selective scans: no host's is one, so that in a pipeline it prunes the scout's.
+    """
+
+    reads_scan: ClassVar[bool] = False
 
     @property
     def window(self) -> int:
@@ -196,11 +209,74 @@ class EncodeMethod(Budgeted):
 
     @abstractmethod
     def layers(self, depth: int) -> Sequence[int]:
-        """Indices of the tower layers after which it acts, for a tower that runs `depth` layers."""
+        """Indices of the tower layers after which it acts, for a tower that runs `depth` layers; BEFORE is before the first."""
 
     @abstractmethod
     def plan(self, view: TowerView) -> TowerPlan | None:
         """Decide for one window after one of `layers`; None changes nothing."""
+
+
+# ------------------------------------------------------------------------------------------------------------ scout
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoutMethod(Method):
+    """Looks at every sampled frame before the vision tower does, and says which of them the tower sees.
+
+    It works through windows of the film as they come. What a host's tower reads as one (`Host.pair`) is one frame here.
+
+    Class attributes:
+        has_scan: whether it has a tower of scans, which encode methods with `reads_scan` prune.
+
+    Args:
+        keep: share of the frames that the tower sees, never passed at the end of a window; a count is refused, as the film's
+            length is not known while it comes. 1 shows it all.
+        window: frames that are chosen from at a time.
+    """
+
+    search: ClassVar[tuple[tuple[str, float, float], ...]] = (("keep", 0.05, 0.98),)
+    has_scan: ClassVar[bool] = False
+
+    keep: float = 0.3
+    window: int = 16
+
+    def __post_init__(self) -> None:
+        check_range("keep", self.keep, 0, 1, open_low=True)
+        check_count("window", self.window)
+
+    @property
+    def identity(self) -> bool:
+        return self.keep == 1
+
+    def see(self, images: Any, prune: Sequence[EncodeMethod], first: int) -> tuple[Tensor | None, float]:
+        """(F, D) float32 of frames (F, H, W, 3) uint8, of which the first is number `first`, and FLOPs; by default nothing is
+        looked at."""
+        return None, 0.0
+
+    def cost(self, frames: int, prune: Sequence[EncodeMethod]) -> float:
+        """FLOPs of seeing so many frames."""
+        return 0.0
+
+    def check(self, prune: Sequence[EncodeMethod]) -> None:
+        """Refuse what cannot prune its tower, before any work.
+
+        Raises:
+            UsageError
+        """
+
+    @abstractmethod
+    def pick(self, features: Tensor | None, count: int, allowed: int, first: int, carried: Any) -> tuple[Tensor, Any]:
+        """Choose in one window.
+
+        Args:
+            features: (count, D) of `see`. count: frames of the window.
+            allowed: most that may be chosen; at least 1 in the first window.
+            first: number of the window's first frame in the film.
+            carried: what the window before gave back, None at first.
+
+        Returns:
+            (K,) int64 ascending frames of the window, and what the next one is given.
+        """
 
 
 # ------------------------------------------------------------------------------------------------------------ merge

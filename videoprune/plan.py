@@ -196,7 +196,7 @@ class Planner:
         host = outline.host
         reason = "asked for" if named is not None else f"the default for {host.family}"
         named = named or Recipe.load(host.default_recipe, overrides)
-        Stages.of(named).check(host)
+        Stages.of(named).check(host, outline=True)
         choices = [
             {"name": "family", "value": host.family, "reason": outline.reason},
             {"name": "shape", "value": _parameters(outline.parameters), "reason": outline.source},
@@ -242,7 +242,8 @@ class Planner:
             if value < least:
                 raise UsageError(f"--{name} {value}: allowed is a whole number of at least {least}")
         host, stages = self.outline.host, Stages.of(self.recipe)
-        window = math.lcm(host.pair, *(host.pair * method.window for method in stages.encode))
+        windows = [method.window for method in stages.encode] + ([stages.scout.window] if stages.scout else [])
+        window = math.lcm(host.pair, *(host.pair * each for each in windows))
         chunk = -(-CHUNK // window) * window
         films = films_of(stages)
 
@@ -299,6 +300,7 @@ class Planner:
         host = self.outline.host
         calls = [decoder_cost(host.decoder_shape, q, k) for q, k in zip(run.queries, run.keys, strict=True)]
         return {
+            **({"scout": run.scout} if run.scout.total else {}),
             "encode": run.encode,
             "prefill": calls[0],
             "decode": sum(calls[1:], Cost()),

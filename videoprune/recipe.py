@@ -26,7 +26,7 @@ import yaml
 
 from videoprune.errors import UsageError
 from videoprune.recipe_source import KEYS, override, read
-from videoprune.registry import STAGES, find, shipped, unknown
+from videoprune.registry import ACTING, STAGES, find, shipped, unknown
 
 if TYPE_CHECKING:
     from videoprune.video import FrameRule
@@ -90,7 +90,7 @@ class Recipe:
         name, description: of the shipped recipe or the file; "custom" for a mapping.
         frames: which frames of a film are looked at.
         watch: how many tokens are held while they come.
-        segment, encode, merge, prefill, decode: the methods of each stage, applied in order.
+        scout, segment, encode, merge, prefill, decode: the methods of each stage, applied in order.
         relevance: what scores frames by the question, for the methods that ask.
         max_new_tokens: longest answer.
         overrides: what was changed after reading, for reports.
@@ -100,6 +100,7 @@ class Recipe:
     description: str = ""
     frames: FrameRule = field(default_factory=lambda: _frame_rule({}))
     watch: WatchRule = WatchRule()
+    scout: tuple[Step, ...] = ()
     segment: tuple[Step, ...] = ()
     encode: tuple[Step, ...] = ()
     merge: tuple[Step, ...] = ()
@@ -177,7 +178,7 @@ class Recipe:
 
     def stages(self) -> dict[str, list[str]]:
         """The names of the methods of every stage that has one."""
-        return {stage: [step.method for step in self.steps(stage)] for stage in STAGES[:5] if self.steps(stage)}
+        return {stage: [step.method for step in self.steps(stage)] for stage in ACTING if self.steps(stage)}
 
     def to_dict(self) -> dict[str, Any]:
         """The canonical form: `Recipe.load` reads it back to an equal recipe."""

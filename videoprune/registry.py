@@ -21,7 +21,8 @@ from typing import Any
 
 from videoprune.errors import UsageError
 
-STAGES = ("segment", "encode", "merge", "prefill", "decode", "relevance")
+STAGES = ("segment", "encode", "merge", "prefill", "decode", "relevance", "scout")
+ACTING = ("scout", *STAGES[:5])  # those that a recipe may leave out
 GROUP = "videoprune.methods"
 
 FACTS = ("scope", "needs_question", "fixed_count", "attention")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, Qwen2Config
 
+from videoprune.footage import Footage
 from videoprune.models.decoder import compressed
 from videoprune.models.host import Host, Sampling
 from videoprune.models.packed_tower import PackedOutput, PackedTower
@@ -28,13 +29,14 @@ from videoprune.models.tower import DenseTower, TowerOutput
 from videoprune.report.flops import Cost
 from videoprune.report.memory import LiveBytes
 from videoprune.run import Events, Run
+from videoprune.scouting import Look, Scouting, in_film, kept_steps, seen_events
 from videoprune.stages import Stages, merge
 from videoprune.store import Store
 from videoprune.tokens import VisualTokens
+from videoprune.trained import HostFacts, Trained, bind_fresh
 
 WIDTH, HEADS = 16, 2
 FILMS = ("still", "scenes", "noise")
-SCENE = 8  # frames of a made-up scene
 BEFORE = 14  # rows of text before the film, where there is so much text
 
 
@@ -51,7 +53,8 @@ class Rehearsal:
         by_layer: (L,) visual tokens that enter each layer.
         queries, keys: by call, then by layer.
         entries: (L,) cache entries when the answer is complete; prefill_entries when the prompt was read.
-        encode: FLOPs of the encoded chunks.
+        encode, scout: FLOPs of the encoded chunks, and of the scout.
+        parked_rows: tokens that wait to come back, at most.
         held: (L,) cache entries of all layers together when each layer begins in prefill, its own left out.
         stored_bytes, merge_bytes, waiting_bytes: what the stages between tower and prompt held: when the last chunk was
             encoded, at most, and when the prompt was made; float32 of `width`.
@@ -74,6 +77,8 @@ class Rehearsal:
     entries: list[int] = field(default_factory=list)
     prefill_entries: list[int] = field(default_factory=list)
     encode: Cost = field(default_factory=Cost)
+    scout: Cost = field(default_factory=Cost)
+    parked_rows: int = 0
     held: list[int] = field(default_factory=list)
     stored_bytes: int = 0
     merge_bytes: int = 0
@@ -113,9 +118,15 @@ def rehearse(
     """
     generator = torch.Generator().manual_seed(seed)
     understudy = _understudy(host, film, generator, width, picture)
+    narrow = HostFacts.of(host) if any(isinstance(method, Trained) for method in stages.every) else None
+    if narrow is not None:  # learned parts see states of this width, and pictures of one pixel a patch
+        states: dict[str, Any] = {"width": width, "heads": HEADS, "kv_heads": HEADS, "head_dim": width // HEADS}
+        channels = 3 if isinstance(host.tower, PackedTower) else width
+        pictures: dict[str, Any] = {"patch": 1, "side": narrow.side // max(1, narrow.patch), "channels": channels}
+        bind_fresh(stages.every, dataclasses.replace(narrow, **states, **pictures))
     out = Rehearsal()
     meter = LiveBytes()
-    events, tokens = _watch(understudy, stages, frames, chunk, at_most, seed, meter, out)
+    events, tokens = _watch(understudy, stages, frames, chunk, at_most, seed, film, meter, out)
     out.stored, out.sampled, out.steps, out.grid = len(tokens), len(tokens.owner), tokens.frames, tokens.grid
     run = Run(events, question=torch.randn(8, width, generator=generator), seed=seed)
     if stages.need_relevance:
@@ -139,25 +150,38 @@ def _watch(
     chunk: int,
     at_most: int | None,
     seed: int,
+    film: str,
     meter: LiveBytes,
     out: Rehearsal,
 ) -> tuple[Events, VisualTokens]:
     """The question-blind part, as `watching` does it: encode and store chunk by chunk, then segment and merge."""
     store = Store(stages.blind, stages.segment, host, at_most, seed)
+    scout = None if stages.scout is None else Scouting(stages.scout, stages.prune, host.pair)
+    looks, footage, entered = list[Look](), Footage(film, (WIDTH,), torch.Generator().manual_seed(seed)), 0
     for first in range(0, frames, chunk):  # chunks are even: a pair of frames may be one step
-        number = np.arange(first, min(first + chunk, frames))
-        encoded = host.encode(number, number.astype(np.float64), first, stages.encode, Sampling(frames, 1.0))
+        number, features = np.arange(first, min(first + chunk, frames)), None
+        if scout is not None:  # its own film: what it would see is not there
+            dreamt, work = footage(number[:: host.pair]), Cost(linear=scout.method.cost(len(number), stages.prune))
+            looks.append(scout.choose(dreamt, len(dreamt), work))
+            number, features = number[scout.frames(looks[-1], len(number)).numpy()], dreamt[looks[-1].kept]
+        if not len(number):
+            continue
+        encoded = host.encode(number, number.astype(np.float64), entered, stages.encode, Sampling(frames, 1.0))
+        entered += len(number)
         out.encode = out.encode + encoded.cost
         out.tower_bytes = max(out.tower_bytes, cast(Any, host.tower).peak)
         out.stored_bytes = max(out.stored_bytes, meter.live)
         with meter:  # a copy, so that the meter sees it come and go
-            store.add(dataclasses.replace(encoded.tokens, features=encoded.tokens.features.clone()))
-    out.encoded = store.encoded
-    features = torch.cat(store.features)
-    events = stages.segment[0](features) if stages.segment else Events.single(len(features))
+            store.add(dataclasses.replace(encoded.tokens, features=encoded.tokens.features.clone()), features)
+    out.encoded, out.scout = store.encoded, sum((look.cost for look in looks), Cost())
+    whole = torch.cat([look.features for look in looks if look.features is not None] or store.features)
+    events = stages.segment[0](whole) if stages.segment else Events.single(len(whole))
+    seen = kept_steps(looks)
     with meter:
-        tokens = store.finish(events)
-    return events, tokens
+        tokens = store.finish(events if seen is None else seen_events(events, seen))
+    if seen is not None:
+        tokens = in_film(tokens, seen, torch.arange(len(whole)).double(), stages.compact)
+    return events, tokens.with_events(events.frame_event)
 
 
 def _answer(
@@ -187,7 +211,7 @@ def _answer(
     out.rows, out.dense_rows, out.by_layer = rows.shape[1], prompt.dense_rows, list(trace.visual_rows)
     out.queries, out.keys = trace.queries, trace.keys
     out.held = [layer.held for layer in model.decoder.layers]
-    out.entries, out.prefill_entries = list(trace.entries), list(trace.prefill_entries)
+    out.entries, out.prefill_entries, out.parked_rows = trace.entries, trace.prefill_entries, trace.parked_most
 
 
 # ---------------------------------------------------------------------------------------------------------- stand-ins
@@ -208,7 +232,7 @@ def _understudy(host: Host, film: str, generator: torch.Generator, width: int, p
         side = math.isqrt(patches)
         shape = (side, side) if side * side == patches else (1, patches)
         stand_in.tower = _Tower(host.tower.stop, units, host.tower.has_cls, width)
-        stand_in.preprocess = _Footage(film, (width, *shape), generator)
+        stand_in.preprocess = Footage(film, (width, *shape), generator)
         stand_in.project = lambda hidden: _pooled(hidden, units)
     row = torch.zeros(width)
     newline, separator = host.newline() is not None, host.separator() is not None
@@ -227,38 +251,18 @@ def _pooled(hidden: Tensor, units: Tensor) -> Tensor:
     return sums / torch.bincount(units)[None, :, None]
 
 
-class _Footage:
-    """A made-up film: called with frame numbers (F,), it gives (F, *shape)."""
-
-    def __init__(self, film: str, shape: tuple[int, ...], generator: torch.Generator) -> None:
-        self.film, self.shape, self.generator = film, shape, generator
-        self.first = torch.randn(1, *shape, generator=generator)
-
-    def __call__(self, number: np.ndarray) -> Tensor:
-        if self.film == "still":
-            return self.first.repeat(len(number), *[1] * len(self.shape))
-        fresh = torch.randn(len(number), *self.shape, generator=self.generator)
-        if self.film == "noise":
-            return fresh
-        scenes = {
-            scene: torch.randn(self.shape, generator=torch.Generator().manual_seed(scene))
-            for scene in {int(each) // SCENE for each in number}
-        }
-        return torch.stack([scenes[int(each) // SCENE] for each in number]) + 0.3 * fresh
-
-
 class _Patches:
     """Stands for the pixels of a packed tower: patches of one pixel on the grid that the real preprocessing gives."""
 
     def __init__(self, real: Any, picture: tuple[int, int], film: str, generator: torch.Generator) -> None:
         self.real, self.picture, self.film, self.generator = real, picture, film, generator
         self.patch, self.merge, self.pair, self.factor = 1, real.merge, real.pair, real.merge
-        self.footage: _Footage | None = None
+        self.footage: Footage | None = None
 
     def __call__(self, number: np.ndarray, frames: int) -> Tensor:
         rows, columns = self.real.grid(*self.picture, frames)
         if self.footage is None:
-            self.footage = _Footage(self.film, (3, rows * self.merge, columns * self.merge), self.generator)
+            self.footage = Footage(self.film, (3, rows * self.merge, columns * self.merge), self.generator)
         whole = np.concatenate((number, number[-1:].repeat(-len(number) % self.pair)))
         return self.footage(whole)
 
@@ -356,7 +360,7 @@ class _DecoderLayer(nn.Module):
         self.self_attn, self.mlp = _Attention(width), nn.Identity()
 
     def forward(self, hidden: Tensor, *, past_key_values: Any, **unused: Any) -> Tensor:
-        if hidden.shape[1] > 1:
+        if not past_key_values.layers[self.number].size:  # the prompt is read
             self.held = sum(layer.size for layer in past_key_values.layers[: self.number])
         normed = self.self_attn(self.input_layernorm(hidden))
         keys = self.self_attn.k_proj(normed).unflatten(-1, (HEADS, -1)).transpose(1, 2)
@@ -392,5 +396,4 @@ class _Model:
 
 def films_of(stages: Stages) -> Sequence[str]:
     """The films to rehearse: one where all counts are known beforehand, else all."""
-    methods = (*stages.encode, *stages.segment, *stages.blind, *stages.aware, *stages.prefill, *stages.decode)
-    return ("scenes",) if all(method.fixed_count for method in methods) else FILMS
+    return ("scenes",) if all(method.fixed_count for method in stages.every) else FILMS

@@ -52,6 +52,7 @@ def watch_key(pipeline: Pipeline) -> dict[str, Any]:
         if not method.identity
     ]
     return {
+        "scout": whole.get("scout") if stages.scout is not None else None,
         "encode": whole.get("encode"),
         "segment": whole.get("segment"),
         "merge": acting[: len(stages.blind)],
@@ -208,11 +209,11 @@ def _check_fits(name: str, about: Mapping[str, Any], pipeline: Pipeline) -> None
         "observed" not in about["tensors"] or now["relevance"] is None
     ):  # nothing of the scorer is stored, or none is asked
         now["relevance"] = then["relevance"]
-    differing = [stage for stage in now if now[stage] != then[stage]]
+    differing = [stage for stage in now if now[stage] != then.get(stage)]
     if differing:
         raise UsageError(
             f"watched film {name!r}: the recipe's {', '.join(differing)} differs from the one it was watched with "
-            f"({'; '.join(f'{stage}: {then[stage]}' for stage in differing)}); what acts before a question cannot be "
+            f"({'; '.join(f'{stage}: {then.get(stage)}' for stage in differing)}); what acts before a question cannot be "
             "changed afterwards: use that recipe, or watch the film again"
         )
 

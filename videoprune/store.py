@@ -86,10 +86,10 @@ class Store:
 
     # ------------------------------------------------------------------ as chunks come
 
-    def add(self, tokens: VisualTokens) -> None:
-        """Take one more chunk of frames."""
+    def add(self, tokens: VisualTokens, features: Tensor | None = None) -> None:
+        """Take one more chunk of frames; `features` (F, D) to segment them by where a scout has its own."""
         self.encoded += tokens.count
-        self.features.append(tokens.frame_features())
+        self.features.append(tokens.frame_features() if features is None else features)
         if self.at_most is None:
             self._blocks.append(Block(tokens, self.features[-1]))
             return
@@ -130,6 +130,7 @@ class Store:
         if method.ranked:
             target = self._target()
             whole = VisualTokens.concat([block.tokens for block in self._blocks])
+            self._blocks.clear()  # what they hold is in `whole`; with the result there would be three copies
             count = max(min(target, at_most), at_most - at_most // SLACK)
             self._blocks = [Block(self._apply(whole, count, Events.single(whole.frames)), self.features[-1][:0], 1)]
             return

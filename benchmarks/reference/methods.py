@@ -235,6 +235,47 @@ def fastv(query: Tensor, key: Tensor, first: int, last: int, count: int) -> Tens
     return p.top(head_mean(query, key)[-1, first:last], count)
 
 
+def lvpruning(film: Tensor, text: Tensor, weights: dict[str, Tensor], heads: int, count: int) -> Tensor:
+    """Two blocks of cross-attention from the film (N, D) to the text (T, D), each with a perceptron; keep minus remove."""
+    rows, text = functional.layer_norm(film, film.shape[-1:]), functional.layer_norm(text, text.shape[-1:])
+    for block in ("first", "second"):
+        w = {name.removeprefix(f"{block}."): value for name, value in weights.items() if name.startswith(block)}
+        query, key, value = (
+            each @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+            for name, each in (("query", rows), ("key", text), ("value", text))
+        )
+        parts = []
+        for part in range(heads):
+            own = slice(part * query.shape[1] // heads, (part + 1) * query.shape[1] // heads)
+            share = (query[:, own] @ key[:, own].T / (own.stop - own.start) ** 0.5).softmax(-1)
+            parts.append(share @ value[:, own])
+        rows = torch.cat(parts, dim=1) + query
+        rows = functional.layer_norm(rows, rows.shape[-1:], w["feed.0.weight"], w["feed.0.bias"])
+        rows = functional.silu(rows @ w["feed.1.weight"].T + w["feed.1.bias"]) @ w["feed.3.weight"].T + w["feed.3.bias"]
+        rows = functional.layer_norm(rows, rows.shape[-1:], w["feed.4.weight"], w["feed.4.bias"])
+    decided = rows @ weights["out.weight"].T + weights["out.bias"]
+    return p.top(decided[:, 0] - decided[:, 1], count)
+
+
+def atp(
+    query: Tensor, key: Tensor, cell: Tensor, strides: tuple[int, ...], perceptron: object, first: int, last: int
+) -> Tensor:
+    """Mean logits of the film on itself and mean attention of the text on it, each by its z-score; even samples; thresholds."""
+    wide = key.repeat_interleave(query.shape[0] // key.shape[0], dim=0)
+    own = (query[:, first:last] @ wide[:, first:last].transpose(1, 2) * query.shape[2] ** -0.5).mean((0, 1))
+    cross = p.eager_attention(query, key, query.shape[2] ** -0.5)[:, last:, first:last].mean((0, 1))
+    scores = [((each - each.mean()) / each.std(correction=0)).sigmoid() for each in (own, cross)]
+    redundancy = (scores[0] + scores[1]) / 2
+    place = torch.zeros(last - first)
+    for number, (row, column) in enumerate(cell.tolist()):
+        for stride in strides:
+            if (row - stride // 2) % stride == 0 and (column - stride // 2) % stride == 0:
+                place[number] = 1 - 3 / stride**2
+                break
+    bounds = perceptron(torch.stack((own.mean(), cross.sum())))  # type: ignore[operator]
+    return ((redundancy > bounds[0]) | (place > bounds[1])).nonzero()[:, 0]
+
+
 def holitom_prefill(query: Tensor, key: Tensor, hidden: Tensor, first: int, last: int, count: int) -> Tensor:
     """FastV's choice; what is dropped joins the kept token most like it."""
     kept = fastv(query, key, first, last, count)
@@ -261,6 +302,12 @@ def pyramiddrop(query: Tensor, key: Tensor, first: int, last: int, count: int) -
     key = key.repeat_interleave(query.shape[0] // key.shape[0], dim=0)
     row = (query[:, -1:] @ key.transpose(1, 2) * query.shape[2] ** -0.5).softmax(-1)
     return p.top(row.mean((0, 1))[first:last], count)
+
+
+def lazyllm(query: Tensor, key: Tensor, first: int, last: int, percentile: float) -> Tensor:
+    """One row, computed by itself, and its percentile over the rows first..last."""
+    score = p.attention_rows_alone(query, key, key.shape[1] - 1).mean((0, 1))[first:last]
+    return (score >= score.quantile(percentile / 100)).nonzero()[:, 0]
 
 
 def sparsevlm(query: Tensor, key: Tensor, hidden: Tensor, first: int, last: int, count: int) -> Tensor:
@@ -342,6 +389,35 @@ def dycoke_decode(query: Tensor, key: Tensor, text: Tensor, count: int) -> Tenso
 
 
 # ----------------------------------------------------------------------------------------------------------- encode
+
+
+def bavit(pixels: Tensor, weights: dict[str, Tensor], depth: int, heads: int, threshold: float) -> list[Tensor]:
+    """A vision transformer without [CLS] on pixels (F, 3, H, W), frame by frame; patches whose background is not above it."""
+    patch = weights["embed.weight"].shape[-1]
+    cells = functional.conv2d(pixels, weights["embed.weight"], weights["embed.bias"], stride=patch)
+    kept = []
+    for rows in (cells + weights["position"]).flatten(2).transpose(1, 2):
+        width = rows.shape[1]
+        for layer in range(depth):
+            w = {
+                name.removeprefix(f"layers.{layer}."): value
+                for name, value in weights.items()
+                if f"layers.{layer}." in name
+            }
+            entered = functional.layer_norm(rows, (width,), w["norm1.weight"], w["norm1.bias"])
+            query, key, value = (entered @ w["qkv.weight"].T + w["qkv.bias"]).split(width, dim=1)
+            parts = []
+            for part in range(heads):
+                own = slice(part * width // heads, (part + 1) * width // heads)
+                parts.append((query[:, own] @ key[:, own].T / (width // heads) ** 0.5).softmax(-1) @ value[:, own])
+            rows = rows + torch.cat(parts, dim=1) @ w["out.weight"].T + w["out.bias"]
+            entered = functional.layer_norm(rows, (width,), w["norm2.weight"], w["norm2.bias"])
+            inner = functional.gelu(entered @ w["mlp.0.weight"].T + w["mlp.0.bias"])
+            rows = rows + inner @ w["mlp.2.weight"].T + w["mlp.2.bias"]
+        rows = functional.layer_norm(rows, (width,), weights["norm.weight"], weights["norm.bias"])
+        background = (rows @ weights["head.weight"].T + weights["head.bias"]).softmax(-1)[:, 0]
+        kept.append((background <= threshold).nonzero()[:, 0])
+    return kept
 
 
 def fastervlm(attention: Tensor, count: int) -> Tensor:

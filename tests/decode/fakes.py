@@ -27,6 +27,7 @@ def view(layer=0, length=40, visual=(6, 30), seed=0, layers=28):
         position=position,
         text=(position < visual[0]) | (position >= visual[1]),
         attention=lambda last: row_attention(query[:, length - last :], key, WIDTH**-0.5, rows[length - last :]),
+        prompt_rows=length,
     )
     made.query = query
     return made

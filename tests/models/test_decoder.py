@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +40,7 @@ CASES: dict[str, tuple[list[tuple[str, dict]], list[tuple[str, dict]]]] = {
     "prefill-entropyprune": ([("entropyprune", {})], []),
     "prefill-vflowopt": ([("vflowopt", {"keep": 0.4})], []),
     "prefill-pyramiddrop": ([("pyramiddrop", {})], []),
+    "prefill-lazyllm": ([("lazyllm", {})], []),
     "prefill-sparsevlm": ([("sparsevlm", {"layers": (6, 12, 20)})], []),
     "prefill-prunevid": ([("prunevid", {})], []),
     "prefill-holitom": ([("holitom", {})], []),
@@ -194,6 +197,30 @@ def test_eviction_at_every_step_keeps_logical_positions(host: Host, images: np.n
     mine = host.generate(prompt, session, STEPS, logits=True)
     want = oracle_logits(host.model, prompt.embeddings, prompt.position_ids, prompt.visual, mine.ids, session.trace)
     torch.testing.assert_close(mine.logits, want, atol=1e-4, rtol=0)
+
+
+def test_of_a_layer_that_ran_nothing_is_held_but_its_cache(host: Host, images: np.ndarray) -> None:
+    """What entered the layers is gone by the time that a decode method looks at all of them: memory does not grow with depth."""
+    tokens = host.encode(images, np.arange(5.0), 0).tokens
+    prompt, _ = host.prompt(ASKED, tokens)
+    entered: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    class Looks(DecodeState):
+        def finish(self, views) -> None:
+            alive.append(sum(each() is not None for each in entered[1:-1]))  # the embeddings are the caller's
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, given: entered.append(weakref.ref(given[0])))
+        for layer in host.decoder.layers
+    ]
+    try:
+        host.generate(prompt, Session(prompt.visual, tokens, [], [Looks()]), 1)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert len(entered) == host.decoder_shape.layers
+    assert alive == [0]
 
 
 def test_attention_rows_equal_eager(host: Host, images: np.ndarray) -> None:

@@ -64,7 +64,8 @@ def stock_grid() -> Tensor:
 def masked(
     host: QwenVL, pixels: Tensor, dead: Sequence[tuple[int, Tensor]] = ()
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """At full length in raster order, with masks: after block a, units dead[a] (F*U,) bool are hidden from everyone.
+    """At full length in raster order, with masks: after block a (-1: before the first), units dead[a] (F*U,) bool are
+    hidden from everyone.
 
     Returns the merged units (F*U, D), deepstack features, and the attention (heads, P, P) of every block.
     """
@@ -84,6 +85,7 @@ def masked(
         numbers = torch.arange(len(ends) - 1).repeat_interleave(ends.diff())[::4]
         window = torch.empty_like(order).index_copy_(0, order, numbers).repeat_interleave(4)
     alive, deepstack, shares = torch.ones(STEPS * UNITS, dtype=torch.bool), [], []
+    alive &= ~next((units for after, units in dead if after == -1), ~alive)
     for number, block in enumerate(tower.blocks):
         full = not hasattr(tower, "fullatt_block_indexes") or number in tower.fullatt_block_indexes
         belongs = frame if full else window
@@ -123,13 +125,16 @@ def test_nothing_dropped_equals_stock(host: QwenVL, pixels: Tensor) -> None:
     torch.testing.assert_close(out.hidden.flatten(0, 1), masked(host, pixels)[0], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("begin", [0, -1])
 @pytest.mark.parametrize("counts", [(6,) * STEPS, (6, 1, 9, 3)], ids=["equal", "ragged"])
-def test_dropped_units_equal_the_masked_oracle(counts: tuple[int, ...], host: QwenVL, pixels: Tensor) -> None:
+def test_dropped_units_equal_the_masked_oracle(
+    counts: tuple[int, ...], begin: int, host: QwenVL, pixels: Tensor
+) -> None:
     first = keeps([12] * STEPS)
     second = tuple(tuple(chosen[:count]) for chosen, count in zip(first, counts, strict=True))
-    out = run(host, pixels, [Chosen(at=(0,), keeps=first), Chosen(at=(2,), keeps=second)])
+    out = run(host, pixels, [Chosen(at=(begin,), keeps=first), Chosen(at=(2,), keeps=second)])
     dead = []
-    for after, chosen_of in ((0, first), (2, second)):
+    for after, chosen_of in ((begin, first), (2, second)):
         gone = torch.ones(STEPS, UNITS, dtype=torch.bool)
         for row, chosen in enumerate(chosen_of):
             gone[row, list(chosen)] = False
@@ -144,6 +149,24 @@ def test_dropped_units_equal_the_masked_oracle(counts: tuple[int, ...], host: Qw
         torch.testing.assert_close(
             out.deepstack.flatten(0, 1)[alive], torch.stack(deepstack, dim=1)[alive], atol=1e-5, rtol=0
         )
+
+
+@torch.no_grad()
+def test_before_the_first_block_it_sees_what_enters_it(host: QwenVL, pixels: Tensor) -> None:
+    views: list[tuple[TowerView, Tensor, Tensor]] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Looks(Chosen):
+        def plan(self, view: TowerView) -> None:
+            views.append((view, view.keys(), view.cls_attention()))
+
+    run(host, pixels, [Looks(at=(-1, 0))])
+    (before, keys, received), (_, same, alike) = views
+    torch.testing.assert_close(keys, same)
+    torch.testing.assert_close(received, alike)
+    column = torch.arange(2 * GRID[1]) // 2
+    assert before.unit_of_patch is not None
+    assert before.unit_of_patch.view(2 * GRID[0], -1)[5].tolist() == (2 * GRID[1] + column).tolist()
 
 
 @torch.no_grad()

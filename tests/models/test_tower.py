@@ -63,10 +63,11 @@ def keeps(counts: Sequence[int], units: int = 16) -> tuple[tuple[int, ...], ...]
 def masked(
     model: CLIPVisionModel, pixels: torch.Tensor, stop: int, dead: list[tuple[int, torch.Tensor]]
 ) -> torch.Tensor:
-    """Full length with masks: after layer a, patches dead[a] (F, N) bool are hidden from everyone."""
+    """Full length with masks: after layer a (-1: before the first), patches dead[a] (F, N) bool are hidden from everyone."""
     model.set_attn_implementation("eager")
     hidden = model.pre_layrnorm(model.embeddings(pixels))
     gone = torch.zeros(hidden.shape[:2], dtype=torch.bool)
+    gone[:, 1:] |= next((patches for after, patches in dead if after == -1), gone[:, 1:])
     for number, layer in enumerate(model.encoder.layers[:stop]):
         bias = torch.zeros(len(hidden), 1, 1, hidden.shape[1]).masked_fill(
             gone[:, None, None], torch.finfo(torch.float32).min
@@ -96,16 +97,17 @@ def test_nothing_dropped_equals_stock(pixels: torch.Tensor) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("begin", [0, -1])
 @pytest.mark.parametrize("counts", [(6,) * FRAMES, (6, 3, 9, 6, 1)], ids=["equal", "ragged"])
-def test_dropped_units_equal_the_masked_oracle(counts: tuple[int, ...], pixels: torch.Tensor) -> None:
+def test_dropped_units_equal_the_masked_oracle(counts: tuple[int, ...], begin: int, pixels: torch.Tensor) -> None:
     model, unit = clip(), even_units(SIDE, 2)
     first = keeps([12] * FRAMES)
     second = tuple(tuple(chosen[:count]) for chosen, count in zip(first, counts, strict=True))
-    methods = [Chosen(at=(0,), keeps=first), Chosen(at=(2,), keeps=second)]
+    methods = [Chosen(at=(begin,), keeps=first), Chosen(at=(2,), keeps=second)]
     out = DenseTower(model, 4, unit, True)(pixels, torch.arange(FRAMES), methods)
     dead = [
         (after, torch.stack([(unit[:, None] != torch.tensor(chosen)[None]).all(dim=1) for chosen in chosen_of]))
-        for after, chosen_of in ((0, first), (2, second))
+        for after, chosen_of in ((begin, first), (2, second))
     ]
     want = masked(model, pixels, 4, dead)[:, 1:]
     alive = ~dead[1][1]
@@ -114,6 +116,28 @@ def test_dropped_units_equal_the_masked_oracle(counts: tuple[int, ...], pixels: 
     assert [row.nonzero()[:, 0].tolist() for row in out.kept] == [list(chosen) for chosen in second]
     assert bool((out.absorbed_by[~out.kept] == -1).all())
     assert sum(count for count, _ in out.lengths) == FRAMES
+    assert {rows[0] for _, rows in out.lengths} == {65 if begin == 0 else 49}
+
+
+@torch.no_grad()
+def test_a_view_before_the_first_layer_holds_what_enters_it(pixels: torch.Tensor) -> None:
+    model, unit = clip(), even_units(SIDE, 2)
+    method = Listens(at=(-1, 0), seen=[])
+    views: list[TowerView] = []
+
+    @dataclass(frozen=True, kw_only=True)
+    class Looks(Chosen):
+        def plan(self, view: TowerView) -> None:
+            views.append(view)
+
+    DenseTower(model, 2, unit, True)(pixels, torch.arange(FRAMES), [method, Looks(at=(-1,))])
+    (before, keys), (after, same) = method.seen
+    torch.testing.assert_close(before, after)
+    torch.testing.assert_close(keys, same)
+    entered = model.pre_layrnorm(model.embeddings(pixels))[:, 1:]
+    assert views[0].layer == -1
+    assert torch.equal(views[0].unit_of_patch, unit)
+    torch.testing.assert_close(views[0].hidden[:, 3], entered[:, unit == 3].mean(dim=1), atol=1e-5, rtol=0)
 
 
 @torch.no_grad()

@@ -203,6 +203,7 @@ def run(
     workers: int = 1,
     model: str | None = None,
     keep_films: bool = False,
+    films: Path | None = None,
     tell: Tell | None = None,
 ) -> list[dict[str, Any]]:
     """Measure `count` films of every length under the settings, and give all their rows.
@@ -216,7 +217,9 @@ def run(
         forms: how questions are asked: "open", "options" by likelihood, "letters" by generated letter.
         choices: names of the settings that are asked in all forms; the others are asked open.
         workers: processes of one thread each.
+        films: folder of the films, `out`/films where absent.
     """
+    films = films or out / "films"
     out.mkdir(parents=True, exist_ok=True)
     name = _pipeline(model).model_name
     done = {row["key"] for row in _read(out / "rows.jsonl")}
@@ -227,7 +230,7 @@ def run(
             film = HeldOut(seed, frames)
             todo = tuple(setting for setting in chosen if key(setting, film, name) not in done)
             if todo:
-                works.append(Work(film, todo, each, tuple(forms), tuple(choices), out / "films", model, keep_films))
+                works.append(Work(film, todo, each, tuple(forms), tuple(choices), films, model, keep_films))
     _measure(works, out, workers, tell)
     wanted = {
         key(setting, HeldOut(seed, frames), name)

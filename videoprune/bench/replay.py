@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from videoprune.layer_method import DecodeState, DecodeView, Kept, KeptKV, PrefillState, PrefillView
+from videoprune.layer_method import DecodeState, DecodeView, Kept, KeptKV, PrefillState, PrefillView, Selected
 from videoprune.models.session import Session
 
 
@@ -13,7 +13,7 @@ class Recorder(PrefillState):
 
     def __init__(self, state: PrefillState) -> None:
         self.state, self.decided = state, dict[int, Kept | None]()
-        self.at, self.needs, self.positions = state.at, state.needs, state.positions
+        self.at, self.needs, self.positions, self.multiplies = state.at, state.needs, state.positions, state.multiplies
 
     def after(self, view: PrefillView) -> Kept | None:
         self.decided[view.layer] = self.state.after(view)
@@ -21,7 +21,9 @@ class Recorder(PrefillState):
 
 
 class Replay(PrefillState):
-    """Gives what was recorded and looks at nothing: no outputs are captured for it."""
+    """Gives what was recorded and looks at nothing: no outputs are captured for it, no products counted."""
+
+    multiplies = False
 
     def __init__(self, recorded: Recorder) -> None:
         self.at, self.positions, self.decided = recorded.at, recorded.positions, recorded.decided
@@ -34,12 +36,21 @@ class DecodeRecorder(DecodeState):
     """As `Recorder`, for what leaves the cache."""
 
     def __init__(self, state: DecodeState) -> None:
-        self.state, self.decided = state, dict[tuple[int, int], KeptKV | None]()
+        self.state, self.decided = state, dict[tuple[int, int], KeptKV | Selected | None]()
+        self.revives, self.page, self.queries, self.multiplies = (
+            state.revives,
+            state.page,
+            state.queries,
+            state.multiplies,
+        )
         self.finished: Sequence[KeptKV | None] | None = None
 
-    def after(self, view: DecodeView) -> KeptKV | None:
+    def after(self, view: DecodeView) -> KeptKV | Selected | None:
         self.decided[view.step, view.layer] = self.state.after(view)
         return self.decided[view.step, view.layer]
+
+    def room(self, layer: int) -> int:
+        return self.state.room(layer)
 
     def finish(self, views: Sequence[DecodeView]) -> Sequence[KeptKV | None] | None:
         self.finished = self.state.finish(views)
@@ -49,10 +60,13 @@ class DecodeRecorder(DecodeState):
 class DecodeReplay(DecodeState):
     """As `Replay`, for what leaves the cache; good for as many steps as were recorded."""
 
-    def __init__(self, recorded: DecodeRecorder) -> None:
-        self.decided, self.finished = recorded.decided, recorded.finished
+    multiplies = False
 
-    def after(self, view: DecodeView) -> KeptKV | None:
+    def __init__(self, recorded: DecodeRecorder) -> None:
+        self.decided, self.finished, self.revives = recorded.decided, recorded.finished, recorded.revives
+        self.page, self.room = recorded.page, recorded.room  # type: ignore[method-assign]
+
+    def after(self, view: DecodeView) -> KeptKV | Selected | None:
         return self.decided[view.step, view.layer]
 
     def finish(self, views: Sequence[DecodeView]) -> Sequence[KeptKV | None] | None:

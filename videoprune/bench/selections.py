@@ -16,8 +16,12 @@ import torch
 from videoprune.bench.case import Case, Work
 from videoprune.bench.machine import DenseLayer
 from videoprune.bench.world import BEHIND, LAYERS, World
+from videoprune.encode.bavit import THRESHOLD, BAViT
 from videoprune.layer_method import Kept
+from videoprune.prefill.atp import ATP
+from videoprune.prefill.lvpruning import LVPruning
 from videoprune.registry import methods
+from videoprune.trained import HostFacts, bind_fresh
 
 FLOAT = 4
 PAGERANK = "AIM's PageRank reads every row of attention; its page gives the cost and a cheaper variant"
@@ -28,8 +32,28 @@ def selections(world: World, reference: ModuleType) -> Iterator[tuple[str, Calla
     makers = {"segment": _segment, "encode": _encode, "merge": _merge, "prefill": _prefill, "decode": _decode}
     for entry in methods():
         if entry.stage in makers and not entry.external:
-            name = f"{entry.stage} {entry.name}"
-            yield name, partial(makers[entry.stage], name, entry.load()(), world, reference)
+            name, method = f"{entry.stage} {entry.name}", entry.load()()
+            bind_fresh([method], facts_of(world))  # learned parts: what they choose does not change what they cost
+            yield name, partial(makers[entry.stage], name, method, world, reference)
+
+
+def facts_of(world: World) -> HostFacts:
+    """The model that the film of `world` is in."""
+    return HostFacts(
+        family="made up",
+        width=world.width,
+        layers=LAYERS,
+        heads=world.heads,
+        kv_heads=world.kv_heads,
+        head_dim=world.width // world.heads,
+        tower_width=world.width,
+        tower_layers=LAYERS,
+        grid=(world.side, world.side),
+        patch=14,
+        side=14 * world.side,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
 
 
 def _theirs(name: str, world: World, reference: ModuleType) -> tuple[Work | None, float]:
@@ -94,6 +118,8 @@ def _decode(name: str, method: Any, world: World, reference: ModuleType) -> Case
 
     def ours() -> object:
         state = method.start(world.run, LAYERS)
+        if state.revives:  # it chooses in every step, by the new token's row
+            return state.after(replace(view, layer=min(state.point), prefill=False, step=1))
         first = getattr(state, "first", 0)
         done = [state.after(replace(view, layer=max(0, first - 1)))]
         done.append(state.finish([replace(view, layer=first)]))
@@ -124,11 +150,42 @@ def _part(world: World, share: float) -> int:
     return int(world.tokens * share)
 
 
+def _first_part(method: Any, world: World) -> torch.nn.Module:
+    """The learned part of a method's first pruning point."""
+    bind_fresh([method], facts_of(world))
+    part: torch.nn.Module = method.part[0]
+    return part
+
+
+def _lvpruning(world: World, reference: ModuleType) -> Made:
+    method = LVPruning()
+    weights = dict(_first_part(method, world).state_dict())
+    film, text = world.changed[world.first : world.last], world.changed[world.last :]
+    work = partial(reference.lvpruning, film, text, weights, method.heads, world.tokens // 2)
+    return work, 4 * _of_frames(world, 0)
+
+
+def _bavit(world: World, reference: ModuleType) -> Made:
+    method = BAViT()
+    bind_fresh([method], facts_of(world))
+    weights = dict(method.part.state_dict())
+    work = partial(reference.bavit, world.pixels, weights, method.depth, method.heads, THRESHOLD)
+    return work, FLOAT * world.tokens * 20.0 * method.width
+
+
+def _atp(world: World, reference: ModuleType) -> Made:
+    method = ATP()
+    part, cell = _first_part(method, world), world.ledger.cell
+    work = partial(reference.atp, world.query, world.key, cell, method.strides, part, world.first, world.last)
+    return work, _matrix(world) + FLOAT * world.heads * float(world.tokens) ** 2
+
+
 _TRANSCRIPTIONS: dict[str, Callable[[World, ModuleType], Made]] = {
     "segment dpc_knn": lambda w, r: (lambda: r.segment_dpc_knn(w.frame_features, max(1, w.frames // 4), min(7, w.frames)), 0.0),
     "segment fastvid": lambda w, r: (lambda: r.segment_fastvid(w.frame_features, min(8, w.frames), 0.9), 0.0),
     "segment holitom": lambda w, r: (lambda: r.segment_holitom(w.frame_features, 0.8), 0.0),
     "segment metok": lambda w, r: (lambda: r.segment_metok(w.frame_features, min(4, w.frames - 1)), 0.0),
+    "encode bavit": lambda w, r: _bavit(w, r),
     "encode fastervlm": lambda w, r: (lambda: r.fastervlm(w.cls_attention, w.per_frame // 4), 0.0),
     "encode lvtp": lambda w, r: (
         lambda: r.lvtp(w.unit_keys, w.pixels, w.per_frame * 3 // 4),
@@ -155,6 +212,7 @@ _TRANSCRIPTIONS: dict[str, Callable[[World, ModuleType], Made]] = {
     "merge prunevid": lambda w, r: (lambda: r.prunevid(w.film, w.event), 2 * _of_frames(w, 1)),
     "merge vflowopt": lambda w, r: (lambda: r.vflowopt_merge(w.film, 0.2651), 2 * _of_frames(w, 4)),
     "prefill aim": lambda w, r: (lambda: r.aim_prefill(w.query, w.key, w.first, w.last, w.tokens * 7 // 8), _matrix(w)),
+    "prefill atp": lambda w, r: _atp(w, r),
     "prefill dart": lambda w, r: (lambda: r.dart(w.changed, w.key, w.first, w.last, _part(w, 0.222)), _of_frames(w, 0)),
     "prefill entropyprune": lambda w, r: (
         lambda: r.entropyprune(w.query, w.first, w.last, _part(w, 0.3)),
@@ -165,6 +223,7 @@ _TRANSCRIPTIONS: dict[str, Callable[[World, ModuleType], Made]] = {
         lambda: r.holitom_prefill(w.query, w.key, w.changed, w.first, w.last, w.tokens // 2),
         max(_matrix(w), FLOAT * float(w.tokens) ** 2 / 2),
     ),
+    "prefill lvpruning": lambda w, r: _lvpruning(w, r),
     "prefill metok": lambda w, r: (
         lambda: r.metok_prefill(
             w.query, w.key, w.event.repeat_interleave(w.per_frame), _quota(w, 0.5), w.first, w.last
@@ -177,6 +236,10 @@ _TRANSCRIPTIONS: dict[str, Callable[[World, ModuleType], Made]] = {
             torch.full((w.frames,), int(0.4 * w.per_frame)), w.first, w.last,
         ),
         2 * FLOAT * w.heads * BEHIND * w.tokens,
+    ),
+    "prefill lazyllm": lambda w, r: (
+        lambda: r.lazyllm(w.query, w.key, w.first, w.last, 30),
+        FLOAT * w.heads * w.tokens * 64,
     ),
     "prefill pyramiddrop": lambda w, r: (
         lambda: r.pyramiddrop(w.query, w.key, w.first, w.last, w.tokens // 2),
@@ -203,6 +266,10 @@ _TRANSCRIPTIONS: dict[str, Callable[[World, ModuleType], Made]] = {
         FLOAT * w.heads * w.tokens * 64,
     ),
     "decode h2o": lambda w, r: (lambda: r.h2o(w.query, w.key, w.key.shape[1] // 2), _matrix(w)),
+    "decode lazyllm": lambda w, r: (
+        lambda: r.lazyllm(w.query, w.key, 0, w.key.shape[1], 30),
+        FLOAT * w.heads * w.tokens * 64,
+    ),
     "decode pagedeviction": lambda w, r: (lambda: r.pagedeviction(w.key, w.value, w.key.shape[1] // 2), 0.0),
     "decode snapkv": lambda w, r: (
         lambda: r.snapkv(w.query, w.key, 64, 5, w.key.shape[1] // 2),

@@ -14,7 +14,7 @@ from videoprune.registry import find, methods
 
 BLIND = "blind"  # the question without the film
 OWN = "own"
-ACTING = ("encode", "merge", "prefill", "decode")
+ACTING = ("scout", "encode", "merge", "prefill", "decode")
 BASELINES = ("random", "uniform")
 
 
@@ -99,6 +99,8 @@ def _single(stage: str, name: str, share: float, max_new_tokens: int) -> Setting
     recipe = {stage: {"method": name, "keep": share}, "max_new_tokens": max_new_tokens}
     if find(stage, name).scope == "event" or name in ("metok", "prunevid"):
         recipe["segment"] = {"method": "metok"}
+    if (stage, name) == ("encode", "ssm"):
+        recipe["scout"] = {"method": "ssm"}  # whose tower it prunes
     label = name if stage == "merge" and name in BASELINES else f"{stage}.{name}"
     return Setting(f"{label}@{share:g}", recipe, budget=share)
 

@@ -124,11 +124,10 @@ def watch(pipe: Pipeline, film: str | os.PathLike[str], frames: int, meter: Mete
             if batch is None:
                 break
             with meter("encode"):
-                encoded = pipe.host.encode(
-                    batch.images, batch.seconds, watcher.done, pipe.stages.encode, watcher.sampling
-                )
+                look, shown = watcher.look(batch)
+                encoded = watcher.encode(shown)
             with meter("store"):
-                watcher.take(batch, encoded)
+                watcher.take(batch, encoded, look, shown)
         with meter("segment"):
             return watcher.finish(reader.info, list(reader.warnings))
 

@@ -164,6 +164,7 @@ class World:
             ),
             streamed=lambda weights: decayed_column_sum(self.query[:, -len(weights) :], self.key, weights, self.scale),
             alive=torch.cat((torch.arange(self.first), torch.arange(self.last, length))),
+            prompt_rows=length,
         )
 
     def tower_views(self, window: int) -> list[TowerView]:
@@ -189,6 +190,7 @@ class World:
 
 def _part(view: TowerView, frames: slice) -> TowerView:
     keys, attention, pixels = view.keys()[frames], view.cls_attention()[frames], view.pixels()[frames]
+    scanned = view.hidden[frames]  # of the size that counts: what a scan puts out
     return replace(
         view,
         hidden=view.hidden[frames],
@@ -199,4 +201,5 @@ def _part(view: TowerView, frames: slice) -> TowerView:
         frame=view.frame[frames],
         cls_attention=lambda: attention,
         pixels=lambda: pixels,
+        scan=lambda: scanned,
     )

@@ -172,6 +172,15 @@ class Host(Answering, ABC):
         """Token ids (n,) of the text before each of the F frames inside the visual block; nothing where there is none."""
         return ()
 
+    def step_seconds(self, times: Tensor) -> Tensor:
+        """(F,) time of each frame of the ledger from those of the sampled frames that it is made of, (F, pair)."""
+        return times[:, 0]
+
+    def seconds_of_steps(self, seconds: np.ndarray) -> Tensor:
+        """(F,) float64 time of each frame of the ledger from sampled frames shown at `seconds`, an odd last one repeated."""
+        times = torch.as_tensor(seconds, dtype=torch.float64, device=self.device)
+        return self.step_seconds(torch.cat((times, times[-1:].expand(-len(times) % self.pair))).view(-1, self.pair))
+
     def phrase(self, question: str) -> str:
         """The question as this model is used to reading it."""
         return question

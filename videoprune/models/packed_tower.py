@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videoprune.method import EncodeMethod, TowerView
+from videoprune.method import BEFORE, EncodeMethod, TowerView
 from videoprune.models.sample import rotate_half
 from videoprune.models.tower import Books, TowerOutput, acting, decide, listening
 from videoprune.ops.counting import CountedFlops
@@ -148,17 +148,19 @@ class PackedTower:
         books = Books(torch.ones_like(start, dtype=torch.bool), torch.ones_like(start), start)
         at, counter, cost = acting(methods, self.stop), CountedFlops(), self.embed_cost(units * len(frame))
         deep = patches.new_zeros(len(frame), units, len(self.deep), self.tokens, dtype=packed.hidden.dtype)
-        for number, block in enumerate(self.blocks):
-            entered = packed.hidden
-            ends, work = self._segments(number, packed)
-            cost = cost + work
-            with listening(block.attn.qkv if number in at else None) as projected:
-                out = block(
-                    entered.flatten(0, 1),
-                    cu_seqlens=ends,
-                    position_embeddings=(packed.cos.flatten(0, 1), packed.sin.flatten(0, 1)),
-                )
-            packed.hidden = out.view_as(entered)
+        for number in range(BEFORE, self.stop):
+            projected: list[Tensor] = []
+            if number != BEFORE:
+                entered, block = packed.hidden, self.blocks[number]
+                ends, work = self._segments(number, packed)
+                cost = cost + work
+                with listening(block.attn.qkv if number in at else None) as projected:
+                    out = block(
+                        entered.flatten(0, 1),
+                        cu_seqlens=ends,
+                        position_embeddings=(packed.cos.flatten(0, 1), packed.sin.flatten(0, 1)),
+                    )
+                packed.hidden = out.view_as(entered)
             if number in self.deep:
                 index = self.deep.index(number)
                 deep[packed.frame, packed.unit, index] = self.tower.deepstack_merger_list[index](out)
@@ -262,7 +264,7 @@ class _Act:
         frame: Tensor,
         pixels: Callable[[], Tensor],
     ) -> None:
-        self.tower, self.block, self.number, self.step = tower, tower.blocks[number], number, step
+        self.tower, self.block, self.number, self.step = tower, tower.blocks[max(number, 0)], number, step
         self.packed, self.projected, self.books, self.grid = packed, projected, books, grid
         self.frame, self.pixels = frame, pixels
         self.order, self.valid, self.column = books.columns()
@@ -296,7 +298,7 @@ class _Act:
         cos, sin = packed.cos.flatten(0, 1)[:, None, None], packed.sin.flatten(0, 1)[:, None, None]
         query, keys = (both * cos + rotate_half(both) * sin).unbind(dim=1)
         total, begun = torch.zeros(len(query), device=query.device), 0
-        for length in self.tower.stretches(self.number, packed).tolist():
+        for length in self.tower.stretches(max(self.number, 0), packed).tolist():
             stretch = slice(begun, begun + length)
             inside = keys[stretch].permute(1, 2, 0)
             for part in query[stretch].split(64):  # bounds the memory to 64 rows a head
@@ -306,6 +308,13 @@ class _Act:
         unit = total.view(len(packed.unit), -1)
         rows = packed.frame.bincount(minlength=len(self.order))[packed.frame] * unit.shape[1]
         return self._spread((unit.sum(dim=1) / rows)[:, None])[..., 0]
+
+    @cached_property
+    def _unit_of_patch(self) -> Tensor:
+        """(N,) unit of every patch of a frame, patches in raster order."""
+        side = self.tower.merge
+        unit = torch.arange(self.grid[0] * self.grid[1], device=self.order.device).view(self.grid)
+        return unit.repeat_interleave(side, 0).repeat_interleave(side, 1).flatten()
 
     def decide(self, method: EncodeMethod) -> tuple[Tensor, Tensor]:
         """keep (F, W) bool and absorbed_by (F, W) column or -1."""
@@ -328,6 +337,7 @@ class _Act:
                 cls_attention=lambda: self._received[rows],
                 pixels=lambda: self.pixels()[rows],
                 grid=self.grid,
+                unit_of_patch=self._unit_of_patch,
             ),
         )
 

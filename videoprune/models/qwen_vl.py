@@ -135,15 +135,13 @@ class QwenVL(Host):
         patches = patchify(pixels, self.preprocess.patch, self.preprocess.merge, self.pair)
         shown = pixels.unflatten(0, (steps, self.pair))
         out = self.tower(patches, grid, frame, lambda: shown.mean(dim=1), methods)
-        times = torch.as_tensor(seconds, dtype=torch.float64, device=self.device)
-        times = torch.cat((times, times[-1:].expand(-len(times) % self.pair))).view(steps, self.pair)
         place, owner = out.ledger()
         scores = {"place": place}
         if out.deepstack is not None:
             scores[DEEPSTACK] = out.deepstack.flatten(0, 1)[place]
         tokens = VisualTokens.from_frames(
             out.hidden.flatten(0, 1)[place],
-            self.step_seconds(times),
+            self.seconds_of_steps(seconds),
             grid,
             owner,
             scores,
@@ -151,10 +149,6 @@ class QwenVL(Host):
             interval=None if sampling.interval is None else sampling.interval * self.pair,
         )
         return Encoded(tokens, out.cost + Cost(linear=out.counted))
-
-    def step_seconds(self, times: Tensor) -> Tensor:
-        """(F,) time of each step from those of its frames (F, pair): when it begins."""
-        return times[:, 0]
 
     def dense_encode_cost(self, frames: int, grid: tuple[int, int] | None = None) -> Cost:
         if grid is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from videoprune.errors import EnvironmentProblem
+from videoprune.models.pieces import ROWS
 from videoprune.report.flops import kv_bytes
 from videoprune.report.memory import free_memory
 from videoprune.report.report import human_bytes
@@ -88,7 +89,7 @@ def told(host: Host, rows: int, session: Session) -> Iterator[None]:
         shape = host.decoder_shape
         number = torch.finfo(host.dtype).bits // 8
         cache = kv_bytes([rows] * shape.layers, shape, number)
-        inner = 3 * rows * shape.mlp * number
+        inner = 3 * min(rows, ROWS) * shape.mlp * number
         tried = (
             f"a prompt of {rows:,} rows, which takes {human_bytes(inner)} in one layer's MLP and up to {human_bytes(cache)} of "
             "key/value cache"

@@ -79,6 +79,8 @@ def _fit(host: Host, method: Entry) -> dict[str, str] | None:
     instead = substitute(host.tower, method.stage, method.attention)
     if instead is not None:
         return {"status": "substitute", "why": instead}
+    if getattr(method.load(), "reads_scan", False):
+        return None  # it prunes the scout's tower, whatever the host's is
     if method.stage in ("encode", "prefill", "decode"):
         alone = {"name": method.name, "description": "", method.stage: {"method": method.name}}
         try:

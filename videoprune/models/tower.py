@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videoprune.method import EncodeMethod, TowerView
+from videoprune.method import BEFORE, EncodeMethod, TowerView
 from videoprune.models.tower_layer import TowerLayer
 from videoprune.ops.counting import CountedFlops
 
@@ -176,11 +176,11 @@ class DenseTower:
         at = acting(methods, self.stop)
         patterns: list[list[int]] = [[] for _ in range(frames)]
         counter = CountedFlops()
-        for number in range(self.stop):
-            layer, entered = self.layers[number], [group.hidden for group in groups]
-            with listening(layer.keys_come_from if number in at else None) as keys:
-                for group in groups:
-                    group.hidden = layer(group.hidden)
+        for number in range(BEFORE, self.stop):
+            entered = [group.hidden for group in groups]
+            with listening(self.layers[number].keys_come_from if number in at and number != BEFORE else None) as keys:
+                for group in groups if number != BEFORE else ():
+                    group.hidden = self.layers[number](group.hidden)
                     for row in range(frames) if len(groups) == 1 else group.frame.tolist():
                         patterns[row].append(group.hidden.shape[1])
             for method, step in at.get(number, ()):
@@ -240,7 +240,7 @@ class _Act:
         pixels: Tensor,
         frame: Tensor,
     ) -> None:
-        self.tower, self.layer, self.number, self.step = tower, tower.layers[number], number, step
+        self.tower, self.layer, self.number, self.step = tower, tower.layers[max(number, 0)], number, step
         self.groups, self.entered, self.books, self.pixels, self.frame = groups, entered, books, pixels, frame
         self.projected = projected
         self.order, self.valid, self.column = books.columns()
@@ -265,6 +265,7 @@ class _Act:
                 frame=self.frame[rows],
                 cls_attention=lambda: self._cls_attention[rows],
                 pixels=lambda: self.pixels[rows],
+                unit_of_patch=self.tower.unit_of_patch,
             ),
         )
 

@@ -84,12 +84,20 @@ def account(
             "bytes": kv_bytes(trace.entries, shape, number),
             "dense_bytes": kv_bytes([held] * shape.layers, shape, number),
         },
+        revival=_revival(trace),
         flops=spent,
         dense=dense,
         seconds=dict(seconds),
         peak_bytes=peak_memory(),
         choices=list(choices),
     )
+
+
+def _revival(trace: Trace) -> dict[str, int]:
+    """Dropped tokens that could come back, counted each time that they stop or come back, and what they took."""
+    parked = sum(len(rows) for rows in trace.parked.values())
+    revived = sum(len(rows) for rows in trace.revived.values())
+    return {"parked": parked, "revived": revived, "waiting": parked - revived, "bytes": trace.parked_bytes}
 
 
 def evidence(tokens: VisualTokens, trace: Trace) -> list[dict[str, float]]:

@@ -19,6 +19,7 @@ from transformers import DynamicCache
 from videoprune.models.cache import KeptLayer
 from videoprune.models.host import Host
 from videoprune.models.packed_tower import PackedTower
+from videoprune.models.pieces import mlp_in_pieces
 from videoprune.rehearsal import Rehearsal
 from videoprune.report.flops import kv_bytes
 from videoprune.report.memory import peak_of
@@ -106,13 +107,15 @@ def footprint(
         cached = 2 * run.held[index] * shape.kv_heads * shape.head_dim * number
         most = max(most, entered + angles + cached + layer(rows))
     kv = kv_bytes(run.entries, shape, number)
+    parked = run.parked_rows * (width + 2 * shape.head_dim) * number  # states and angles of what may come back
+    step = max((rows for call in run.queries[1:] for rows in call), default=1)
     head = 4 * host.vocabulary * 2
     return Footprint(
         {
             "encode": runtime + stored + ahead + encoding,
             "merge": runtime + working,
-            "prefill": runtime + waiting + embeddings + most,
-            "decode": runtime + waiting + embeddings + kv + layer(1) + head,
+            "prefill": runtime + waiting + embeddings + most + parked,
+            "decode": runtime + waiting + embeddings + kv + parked + layer(step) + head,
         },
         kv,
     )
@@ -164,14 +167,15 @@ def _layer_peaks(host: Host) -> Any:
         def work() -> tuple[Tensor, Any]:
             past = DynamicCache(config=decoder.config)
             past.layers[:] = [KeptLayer() for _ in decoder.layers]
-            out = decoder.layers[0](
-                hidden,
-                attention_mask=None,
-                position_embeddings=(angles, angles),
-                position_ids=None,
-                past_key_values=past,
-                use_cache=True,
-            )
+            with mlp_in_pieces([decoder.layers[0]]):
+                out = decoder.layers[0](
+                    hidden,
+                    attention_mask=None,
+                    position_embeddings=(angles, angles),
+                    position_ids=None,
+                    past_key_values=past,
+                    use_cache=True,
+                )
             return out, past
 
         return peak_of(work)[0]

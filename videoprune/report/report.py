@@ -14,7 +14,7 @@ from videoprune.report.flops import Cost
 if TYPE_CHECKING:
     from rich.table import Table
 
-STAGES = ("decode_film", "encode", "segment", "relevance", "merge", "prefill", "decode", "lm_head", "overhead")
+STAGES = ("decode_film", "scout", "encode", "segment", "relevance", "merge", "prefill", "decode", "lm_head", "overhead")
 TOKENS = ("sampled", "encoded", "merged", "last_layer")
 
 
@@ -88,6 +88,8 @@ class Report:
             `last_layer` (alive at the last decoder layer).
         tokens_by_layer: (L,) visual tokens that enter each decoder layer.
         kv: `entries` (L,) cache entries by layer when the answer is complete, `bytes` and a dense run's `dense_bytes`.
+        revival: where a method parks tokens inside the language model to come back: how often a visual token was `parked`
+            and how often one was `revived`, how many are `waiting` in the end, and the `bytes` that they took at most.
         flops: cost by stage: encode, segment, merge, prefill, decode, lm_head, overhead (scoring); together the total.
         dense: what the same answer costs without pruning, `lm_head` included.
         seconds: wall time by stage, each second in one stage.
@@ -98,6 +100,7 @@ class Report:
     tokens: dict[str, int] = field(default_factory=dict)
     tokens_by_layer: list[int] = field(default_factory=list)
     kv: dict[str, Any] = field(default_factory=dict)
+    revival: dict[str, int] = field(default_factory=dict)
     flops: dict[str, Cost] = field(default_factory=dict)
     dense: Cost = field(default_factory=Cost)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -118,6 +121,7 @@ class Report:
                 "bytes": int(self.kv.get("bytes", 0)),
                 "dense_bytes": int(self.kv.get("dense_bytes", 0)),
             },
+            **({"revival": dict(self.revival)} if self.revival.get("parked") else {}),
             "flops": {
                 **{stage: cost.to_dict() for stage, cost in self.flops.items()},
                 "total": self.total.to_dict(),
@@ -159,6 +163,13 @@ class Report:
                 f"in each of {len(kv['entries'])} layers" if low == high else f"by layer, {len(kv['entries'])} layers"
             )
             rows("KV cache", [("entries", span, layers), ("size", human_bytes(kv["bytes"]), memory)])
+        if revival := data.get("revival"):
+            waiting = f"{revival['waiting']:,} wait in the end, {human_bytes(revival['bytes'])} at most"
+            revived = f"{_share(revival['revived'], revival['parked'])} of parked"
+            rows(
+                "revival",
+                [("parked", f"{revival['parked']:,}", waiting), ("revived", f"{revival['revived']:,}", revived)],
+            )
         against = f"{_share(total.total, self.dense.total)} of dense, {human_flops(self.dense.total)}"
         rows("work", [("total", human_flops(total.total), against)])
         stages = [name for name in (*STAGES, *self.flops, *self.seconds) if name in self.flops or name in self.seconds]

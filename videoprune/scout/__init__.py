@@ -1,0 +1,1 @@
+"""Scouts: which of the sampled frames the vision tower sees at all."""
