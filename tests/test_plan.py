@@ -175,7 +175,7 @@ def test_fit_frames_stops_at_the_context_and_at_the_film() -> None:
 
 def test_fit_keep_lowers_the_merge() -> None:
     planner = Planner.of(
-        "LongVA-7B", {"merge": {"method": "uniform", "keep": 1.0, "at_most": 18000}}, memory=17 * 2**30
+        "LongVA-7B", {"merge": {"method": "uniform", "keep": 1.0, "at_most": 18000}}, memory=16 * 2**30
     )
     assert not planner.plan(128).fits
     fit = fit_keep(planner, 128, tell=lambda n: None)

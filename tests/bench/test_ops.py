@@ -79,12 +79,13 @@ def test_every_method_with_a_paper_has_a_transcription(world):
     _, chosen = ops.references()
     cases = dict(selections(world, chosen))
     for entry in methods():
-        if entry.stage == "relevance" or entry.external:
+        if entry.stage in ("relevance", "scout") or entry.external:  # a scout is a tower: its cost is its forward pass
             continue
         case = cases[f"{entry.stage} {entry.name}"]()
         published = entry.paper.startswith("arXiv") and (entry.stage, entry.name) not in {
             ("decode", "metok"),  # a look at who is alive, and sinks: no score to transcribe
             ("decode", "streamingllm"),
+            ("encode", "ssm"),  # its score is one line: the mean of the positive part of what the tower put out
         }
         assert (case.theirs is not None) == published, case.name
 

@@ -84,7 +84,9 @@ def _fit(host: Host, method: Entry) -> dict[str, str] | None:
     if method.stage in ("encode", "prefill", "decode"):
         alone = {"name": method.name, "description": "", method.stage: {"method": method.name}}
         try:
-            Stages.of(Recipe.load(alone)).check(host)
+            Stages.of(Recipe.load(alone)).check(
+                host, outline=True
+            )  # a learned part is made for one model: not its family's
         except UsageError as error:
             return {"status": "refused", "why": str(error).removeprefix(f"{method.stage}.{method.name}: ")}
     return None
