@@ -61,6 +61,29 @@ def check_points(layers: Any, paper_depth: Any) -> tuple[int, ...]:
     return tuple(layers)
 
 
+def scale_points(layers: Sequence[int], paper_depth: int, depth: int) -> tuple[int, ...]:
+    """`scale_layers` for points before which tokens stop by what the layer before saw: the first must leave one.
+
+    Raises:
+        UsageError: as `scale_layers`, or the first point is layer 0.
+    """
+    scaled = scale_layers(layers, paper_depth, depth)
+    if scaled[0] < 1:
+        raise UsageError(
+            f"layers: {list(layers)} of {paper_depth} become {list(scaled)} of this model's {depth}; "
+            "the first must be at least 1: give later `layers`"
+        )
+    return scaled
+
+
+def check_shares(shares: Sequence[float], points: int) -> tuple[float, ...]:
+    """Refuse shares of tokens alive that are not one for each of so many points, falling between 1 and 0."""
+    falling = [1, *shares, 0]
+    if len(shares) != points or falling != sorted(set(falling), reverse=True):
+        raise UsageError(f"shares: {list(shares)} is given; allowed is one a layer, falling between 1 and 0")
+    return tuple(shares)
+
+
 def check_percentiles(percentiles: Any, points: int) -> tuple[float, ...]:
     """Refuse percentiles that are not one for each of so many points, from 0 to below 100."""
     listed = isinstance(percentiles, Sequence) and not isinstance(percentiles, str)

@@ -6,10 +6,14 @@ import math
 from collections.abc import Sequence
 
 
-def counts_towards(total: int, shares: Sequence[float], final: int | None) -> list[int]:
-    """Tokens alive after each point: int(total·share), or with `final` that line stretched so that it ends there."""
+def counts_towards(total: int, shares: Sequence[float], final: int | None, at_most: int | None = None) -> list[int]:
+    """Tokens alive after each point: int(total·share), or with `final` that line stretched so that it ends there.
+
+    `at_most` caps the last point where there is no `final`, which has its cap already.
+    """
     if final is None:
-        return [max(min(1, total), int(total * share + 1e-9)) for share in shares]
+        counts = [max(min(1, total), int(total * share + 1e-9)) for share in shares]
+        return counts if at_most is None else [*counts[:-1], min(counts[-1], at_most)]
     return [total - int((total - final) * (1 - share) / (1 - shares[-1]) + 0.5) for share in shares]
 
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from videoprune.checks import check_count, scale_layers
+from videoprune.checks import check_points, scale_layers
 from videoprune.errors import UsageError
 from videoprune.layer_method import PrefillMethod, PrefillView
 from videoprune.trained import Trained
@@ -52,14 +52,7 @@ class GatedPrefill(Trained, PrefillMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("paper_depth", self.paper_depth)
-        object.__setattr__(self, "layers", tuple(self.layers))
-        ordered = [0, *self.layers, self.paper_depth]
-        if not self.layers or ordered != sorted(set(ordered)):
-            raise UsageError(
-                f"layers: {list(self.layers)} is given; allowed are ascending indices in 1..{self.paper_depth - 1} "
-                "(below `paper_depth`)"
-            )
+        object.__setattr__(self, "layers", check_points(self.layers, self.paper_depth))
 
     def points(self, layers: int) -> tuple[int, ...]:
         """The layers of a decoder of `layers` after which tokens leave.

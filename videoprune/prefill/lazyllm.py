@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from videoprune.checks import check_percentiles, check_points, scale_layers
+from videoprune.checks import check_percentiles, check_points, scale_points
 from videoprune.errors import UsageError
 from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
@@ -57,12 +57,7 @@ class LazyLLM(PrefillMethod):
 
     def start(self, run: Run, layers: int) -> PrefillState:
         """Fresh state; refuses layers that collide in this depth or leave none to look at."""
-        scaled = scale_layers(self.layers, self.paper_depth, layers)
-        if scaled[0] < 1:
-            raise UsageError(
-                f"layers: {list(self.layers)} of {self.paper_depth} become {list(scaled)} of this model's {layers}; "
-                "the first must be at least 1: give later `layers`"
-            )
+        scaled = scale_points(self.layers, self.paper_depth, layers)
         run.published["lazyllm.layers"], run.published["lazyllm.percentiles"] = scaled, self.percentiles
         return _State(self, [layer - 1 for layer in scaled])
 

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from videoprune.checks import check_count, check_range
-from videoprune.errors import UsageError
+from videoprune.checks import check_count, check_range, check_shares
 from videoprune.layer_method import Kept, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
 from videoprune.ops.schedule import counts_towards
@@ -106,10 +105,7 @@ class LVPruning(GatedPrefill):
         check_count("heads", self.heads)
         check_range("ratio_weight", self.ratio_weight, 0, 1e6)
         check_range("temperature", self.temperature, 0, 1e3, open_low=True)
-        object.__setattr__(self, "shares", tuple(self.shares))
-        falling = [1, *self.shares, 0]
-        if len(self.shares) != len(self.layers) or falling != sorted(set(falling), reverse=True):
-            raise UsageError(f"shares: {list(self.shares)} is given; allowed is one a layer, falling between 1 and 0")
+        object.__setattr__(self, "shares", check_shares(self.shares, len(self.layers)))
 
     # ------------------------------------------------------------------ the learned part
 
@@ -153,9 +149,9 @@ class _State(PrefillState):
     def after(self, view: PrefillView) -> Kept | None:
         method, total = self.method, len(view.visual)
         if not self.counts:
-            self.counts = counts_towards(total, method.shares, None if method.keep is None else method.count(total))
-            if method.keep is None and method.at_most is not None:
-                self.counts[-1] = min(self.counts[-1], method.at_most)
+            self.counts = counts_towards(
+                total, method.shares, None if method.keep is None else method.count(total), method.at_most
+            )
         point = self.points.index(view.layer)
         if (count := self.counts[point]) >= total:
             return None

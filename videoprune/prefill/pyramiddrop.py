@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from videoprune.checks import check_count, scale_layers
-from videoprune.errors import UsageError
+from videoprune.checks import check_points, check_shares, scale_points
 from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
 from videoprune.ops.schedule import counts_towards
@@ -38,27 +37,12 @@ class PyramidDrop(PrefillMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("paper_depth", self.paper_depth)
-        object.__setattr__(self, "layers", tuple(self.layers))
-        object.__setattr__(self, "shares", tuple(self.shares))
-        ordered = [0, *self.layers, self.paper_depth]
-        if not self.layers or ordered != sorted(set(ordered)):
-            raise UsageError(
-                f"layers: {list(self.layers)} is given; allowed are ascending indices in 1..{self.paper_depth - 1} "
-                "(below `paper_depth`)"
-            )
-        falling = [1, *self.shares, 0]
-        if len(self.shares) != len(self.layers) or falling != sorted(set(falling), reverse=True):
-            raise UsageError(f"shares: {list(self.shares)} is given; allowed is one a layer, falling between 1 and 0")
+        object.__setattr__(self, "layers", check_points(self.layers, self.paper_depth))
+        object.__setattr__(self, "shares", check_shares(self.shares, len(self.layers)))
 
     def start(self, run: Run, layers: int) -> PrefillState:
         """Fresh state; refuses layers that collide in this depth or leave none to look at."""
-        scaled = scale_layers(self.layers, self.paper_depth, layers)
-        if scaled[0] < 1:
-            raise UsageError(
-                f"layers: {list(self.layers)} of {self.paper_depth} become {list(scaled)} of this model's {layers}; "
-                "the first must be at least 1: give later `layers`"
-            )
+        scaled = scale_points(self.layers, self.paper_depth, layers)
         return _State(self, [layer - 1 for layer in scaled])
 
 
@@ -70,9 +54,9 @@ class _State(PrefillState):
     def after(self, view: PrefillView) -> Kept | None:
         method, alive = self.method, len(view.visual)
         if self.counts is None:
-            self.counts = counts_towards(alive, method.shares, None if method.keep is None else method.count(alive))
-            if method.keep is None and method.at_most is not None:
-                self.counts[-1] = min(self.counts[-1], method.at_most)
+            self.counts = counts_towards(
+                alive, method.shares, None if method.keep is None else method.count(alive), method.at_most
+            )
         count = self.counts[self.points.index(view.layer)]
         if count >= alive:
             return None

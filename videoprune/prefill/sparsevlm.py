@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from videoprune.checks import check_count, check_range, scale_layers
+from videoprune.checks import check_count, check_range, check_shares, scale_layers
 from videoprune.errors import UsageError
 from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
@@ -86,15 +86,12 @@ class SparseVLM(PrefillMethod):
             check_count(name, getattr(self, name))
         check_range("recycled", self.recycled, 0, 1)
         object.__setattr__(self, "layers", tuple(self.layers))
-        object.__setattr__(self, "shares", tuple(self.shares))
         ordered = [-1, *self.layers, self.paper_depth]
         if not self.layers or ordered != sorted(set(ordered)):
             raise UsageError(
                 f"layers: {list(self.layers)} is given; allowed are ascending indices in 0..{self.paper_depth - 1}"
             )
-        falling = [1, *self.shares, 0]
-        if len(self.shares) != len(self.layers) or falling != sorted(set(falling), reverse=True):
-            raise UsageError(f"shares: {list(self.shares)} is given; allowed is one a layer, falling between 1 and 0")
+        object.__setattr__(self, "shares", check_shares(self.shares, len(self.layers)))
 
     def start(self, run: Run, layers: int) -> PrefillState:
         """Fresh state; refuses layers that collide in this depth."""
@@ -113,9 +110,9 @@ class _State(PrefillState):
         parts = view.question_rows
         if not self.counts:
             self.raters = text_raters(view.before[view.visual], view.before[torch.cat(parts)])
-            self.counts = counts_towards(alive, method.shares, None if method.keep is None else method.count(alive))
-            if method.keep is None and method.at_most is not None:
-                self.counts[-1] = min(self.counts[-1], method.at_most)
+            self.counts = counts_towards(
+                alive, method.shares, None if method.keep is None else method.count(alive), method.at_most
+            )
         if view.layer not in self.points or (count := self.counts[self.points.index(view.layer)]) >= alive:
             return None
         weights = (self.raters / self.raters.sum()).split([len(part) for part in parts])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from videoprune.checks import check_count, check_range, scale_layers
+from videoprune.checks import check_count, check_range, check_shares, scale_points
 from videoprune.errors import UsageError
 from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
@@ -71,25 +71,17 @@ class TransPrune(PrefillMethod):
         check_count("first", self.first, least=0)
         check_range("alpha", self.alpha, 0, 1)
         object.__setattr__(self, "layers", tuple(self.layers))
-        object.__setattr__(self, "shares", tuple(self.shares))
         ordered = [0, *self.layers, self.paper_depth]
         if not self.layers or ordered != sorted(set(ordered)) or self.first >= self.layers[0]:
             raise UsageError(
                 f"layers: {list(self.layers)} and first: {self.first} are given; allowed are ascending indices in "
                 f"1..{self.paper_depth - 1} (below `paper_depth`), and a `first` below them"
             )
-        falling = [1, *self.shares, 0]
-        if len(self.shares) != len(self.layers) or falling != sorted(set(falling), reverse=True):
-            raise UsageError(f"shares: {list(self.shares)} is given; allowed is one a layer, falling between 1 and 0")
+        object.__setattr__(self, "shares", check_shares(self.shares, len(self.layers)))
 
     def start(self, run: Run, layers: int) -> PrefillState:
         """Fresh state; refuses layers that collide in this depth or leave none to look at."""
-        scaled = scale_layers(self.layers, self.paper_depth, layers)
-        if scaled[0] < 1:
-            raise UsageError(
-                f"layers: {list(self.layers)} of {self.paper_depth} become {list(scaled)} of this model's {layers}; "
-                "the first must be at least 1: give later `layers`"
-            )
+        scaled = scale_points(self.layers, self.paper_depth, layers)
         first = min(int(self.first * layers / self.paper_depth + 0.5), scaled[0] - 1)
         return _State(self, first, [layer - 1 for layer in scaled])
 
@@ -106,9 +98,9 @@ class _State(PrefillState):
     def after(self, view: PrefillView) -> Kept | None:
         method, alive = self.method, len(view.visual)
         if self.counts is None or self.changed is None:
-            self.counts = counts_towards(alive, method.shares, None if method.keep is None else method.count(alive))
-            if method.keep is None and method.at_most is not None:
-                self.counts[-1] = min(self.counts[-1], method.at_most)
+            self.counts = counts_towards(
+                alive, method.shares, None if method.keep is None else method.count(alive), method.at_most
+            )
             self.changed = torch.zeros(len(view.tokens), device=view.visual.device)
         self.changed[view.token] += self.variation(view)[view.visual]
         if view.layer not in self.points:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from videoprune.checks import check_count, scale_layers
+from videoprune.checks import check_points, scale_points
 from videoprune.errors import UsageError
 from videoprune.layer_method import Kept, PrefillMethod, PrefillState, PrefillView
 from videoprune.ops.attention import keep_best
@@ -59,15 +59,8 @@ class VFlowOpt(PrefillMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_count("paper_depth", self.paper_depth)
-        object.__setattr__(self, "layers", tuple(self.layers))
+        object.__setattr__(self, "layers", check_points(self.layers, self.paper_depth))
         object.__setattr__(self, "ratios", tuple(self.ratios))
-        ordered = [0, *self.layers, self.paper_depth]
-        if not self.layers or ordered != sorted(set(ordered)):
-            raise UsageError(
-                f"layers: {list(self.layers)} is given; allowed are ascending indices in 1..{self.paper_depth - 1} "
-                "(below `paper_depth`)"
-            )
         if len(self.ratios) != len(self.layers) or not all(0 < ratio <= 1 for ratio in self.ratios):
             raise UsageError(f"ratios: {list(self.ratios)} is given; allowed is one a layer, above 0 and up to 1")
         if self.keep is not None and not min(self.ratios) < 1:
@@ -75,12 +68,7 @@ class VFlowOpt(PrefillMethod):
 
     def start(self, run: Run, layers: int) -> PrefillState:
         """Fresh state; refuses layers that collide in this depth."""
-        scaled = scale_layers(self.layers, self.paper_depth, layers)
-        if scaled[0] < 1:
-            raise UsageError(
-                f"layers: {list(self.layers)} of {self.paper_depth} become {list(scaled)} of this model's {layers}; "
-                "the first must be at least 1: give later `layers`"
-            )
+        scaled = scale_points(self.layers, self.paper_depth, layers)
         return _State(self, [layer - 1 for layer in scaled])
 
 
