@@ -19,6 +19,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import shared
+
 RECIPES = ("dense", "aim-paper", "sta-aim-metok")
 FRAMES = (32, 64)
 CONFIG: dict[str, Any] = {
@@ -51,14 +53,6 @@ CONFIG: dict[str, Any] = {
 NEW_TOKENS = 4
 
 
-def status(key: str) -> int:
-    """A size of this process from /proc, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {key}; this needs Linux")
-
-
 def one(recipe: str, frames: int, film: Path) -> dict[str, Any]:
     """One run in this process: planned and measured bytes above what is resident after loading."""
     from videoprune.models.llava_onevision import LlavaOnevision
@@ -78,7 +72,7 @@ def one(recipe: str, frames: int, film: Path) -> dict[str, Any]:
     del planner
     host = scratch_host(LlavaOnevision, CONFIG)
     pipe = Pipeline(host, Recipe.load(recipe, overrides))
-    resident = status("VmRSS")
+    resident = shared.memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
     report = pipe.ask(film, "what happens after the red circle ?").report
     return {
@@ -88,7 +82,7 @@ def one(recipe: str, frames: int, film: Path) -> dict[str, Any]:
         "phase": planned.memory.phase,
         "phases": dict(planned.memory.phases),
         "planned": planned.memory.peak,
-        "measured": status("VmHWM") - resident,
+        "measured": shared.memory("VmHWM") - resident,
         "weights_planned": planned.weight_bytes,
         "weights": sum(parameter.nbytes for parameter in host.model.parameters()),
     }

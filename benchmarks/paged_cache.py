@@ -10,15 +10,15 @@ tokens at a time, so that each turn has one eviction. What is written of keys an
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import time
+from functools import partial
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM
 
 from videoprune.bench.machine import describe
-from videoprune.bench.pairs import Ratio, clock_of, interleaved, ratio_of
+from videoprune.bench.pairs import Ratio, clock_of, interleaved
 from videoprune.bench.world import World
 from videoprune.decode.pagedeviction import PagedEviction
 from videoprune.models.cache import KeptLayer
@@ -53,8 +53,9 @@ class Answering:
         self.loop(hidden, torch.arange(self.at, self.at + hidden.shape[1])[None], self.cache)
         self.at += hidden.shape[1]
 
-    def step(self) -> None:
-        self.feed(self.rows[:, self.at % 97][:, None])
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.feed(self.rows[:, self.at % 97][:, None])
 
 
 def cache_alone(entries: int, page: int, pairs: int, kv_heads: int, group: int, width: int) -> Ratio:
@@ -76,8 +77,7 @@ def cache_alone(entries: int, page: int, pairs: int, kv_heads: int, group: int, 
         else:
             layer.keep(rest + (rest >= freed * page) * page)
 
-    ratio = interleaved(lambda: turn(paged), lambda: turn(ordinary), pairs)
-    return dataclasses.replace(ratio, ours=ratio.ours / page, theirs=ratio.theirs / page)
+    return interleaved(lambda: turn(paged), lambda: turn(ordinary), pairs).per(page)
 
 
 def measure(
@@ -92,19 +92,11 @@ def measure(
     decoder = Qwen2ForCausalLM(config).eval().get_decoder()
     world = World(2 * entries, width)
     both = [Answering(decoder, world, page, paged) for paged in (True, False)]
-    spent: tuple[list[float], list[float]] = ([], [])
-    clock = clock_of(torch.device("cpu"))
-    for number in range(pairs + 1):
-        for place in (0, 1) if number % 2 else (1, 0):
-            begun = clock()
-            for _ in range(page):
-                both[place].step()
-            if number:
-                spent[place].append((clock() - begun) / page)
+    ratio = interleaved(*(partial(each.steps, page) for each in both), pairs, clock_of(torch.device("cpu")))
     held = [sum(layer.keys.nbytes + layer.values.nbytes for layer in each.cache.layers) / 2**20 for each in both]
     sizes = {layer.size for each in both for layer in each.cache.layers}
     assert sizes == {both[0].cache.layers[0].size}, "both hold as many entries"
-    return ratio_of(*spent), f"{held[0]:.1f} / {held[1]:.1f}"
+    return ratio.per(page), f"{held[0]:.1f} / {held[1]:.1f}"
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +44,10 @@ class Ratio:
     ours: float
     theirs: float
     pairs: int
+
+    def per(self, count: int) -> Ratio:
+        """The same ratio with the times of one of ``count`` repetitions."""
+        return replace(self, ours=self.ours / count, theirs=self.theirs / count)
 
     def to_dict(self) -> dict[str, Any]:
         return dict(vars(self))

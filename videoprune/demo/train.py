@@ -139,14 +139,13 @@ def run(
         build_bank(bank, tower, plan.places, BANK_SEED + 100_000 * seed, threads)
     if missing(held):
         build_bank(held, tower, plan.held_places, HELD_OUT_SEED, threads)
-    trained = None if start_from is None else begun
-    for number, (course_of, steps) in enumerate(zip(COURSES, plan.steps, strict=False)):
+    courses = [course_of(steps) for course_of, steps in zip(COURSES, plan.steps, strict=False)]
+    ends = [out / f"lm_{course.phases[-1].name}.pt" for course in courses]
+    starts = [None, *ends] if start_from is None else [None, begun, *ends[1:]]  # None: random weights
+    for number, course in enumerate(courses):
         if number or start_from is None:
-            course = course_of(steps)
-            train_lm(out, bank, held, course, trained, seed + number, resume, device, processes)
-            trained = out / f"lm_{course.phases[-1].name}.pt"
-    assert trained is not None
-    export(out / "model", tower, trained)
+            train_lm(out, bank, held, course, starts[number], seed + number, resume, device, processes)
+    export(out / "model", tower, ends[-1])
     log.info("the model is in %s", out / "model")
 
 

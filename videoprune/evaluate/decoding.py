@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from videoprune.errors import EnvironmentProblem
-from videoprune.evaluate.process import die_with_parent, resident
+from videoprune.evaluate.process import die_with_parent, how_it_ended, resident
 from videoprune.evaluate.rows import error_of
 from videoprune.video import Film, FilmInfo, Frames
 
@@ -252,8 +252,7 @@ class DecodeProcess:
 
     def _revive(self) -> None:
         self._process.join()
-        code = self._process.exitcode or 0
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        how = how_it_ended(self._process.exitcode)
         with self._lock:
             guilty = next((asked for asked in self._asked if asked.number == self._at.value), None)
             if guilty is None:  # it did not get as far as a film: another one would not either

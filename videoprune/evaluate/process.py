@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+
+
+def how_it_ended(code: int | None) -> str:
+    """The end of a process from its exit code: "signal 9 (SIGKILL)" or "exit code 1"."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown"
+    return f"signal {-code} ({name})"
 
 
 def die_with_parent() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from videoprune.errors import EnvironmentProblem, UsageError, VideoPruneError
 from videoprune.evaluate.jobs import Job, Settings
-from videoprune.evaluate.process import resident
+from videoprune.evaluate.process import how_it_ended, resident
 from videoprune.evaluate.rows import Row, film_row
 from videoprune.evaluate.store import Results
 from videoprune.evaluate.worker import STAGES, serve
@@ -216,10 +216,9 @@ class Runner:
         self.workers.remove(worker)
         worker.process.join(PATIENCE)
         _end(worker.process)
-        code = worker.process.exitcode
         if worker.told_to_leave and not worker.jobs:
             return
-        how = f"signal {-code} ({_signal_name(-code)})" if code is not None and code < 0 else f"exit code {code}"
+        how = how_it_ended(worker.process.exitcode)
         if not worker.ready:
             raise EnvironmentProblem(
                 f"a worker ended by {how} while it loaded the model; is there memory enough for {self.count} of them?"
@@ -301,13 +300,6 @@ def raised(fatal: dict[str, Any]) -> VideoPruneError:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from videoprune.layer_method import DecodeState, DecodeView, Kept, KeptKV, PrefillState, PrefillView, Selected
+from videoprune.layer_method import DecodeState, Kept, KeptKV, PrefillState, PrefillView, Selected
 from videoprune.models.cache import KeptLayer, Past
 from videoprune.models.framing import FIXED
 from videoprune.models.paging import PagedLayer
@@ -71,7 +71,7 @@ class Sample:
         self.prefill, self.reading = prefill, not session.read  # decode methods see the prompt once it is complete
         self.queries: list[int] = []
         self.keys: list[int] = []
-        self.views: list[DecodeView] = []
+        self.views: list[CacheView] = []
         self.parking.begin(position.shape[-1], self.prompt_rows)
         if prefill:
             self.position, self.shift, self.shifts = position, 0, []
@@ -271,7 +271,7 @@ class Sample:
 
     def _evict(
         self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool
-    ) -> tuple[DecodeView, Selected | None]:
+    ) -> tuple[CacheView, Selected | None]:
         view = self._decode_view(number, layer, entered, kept, prefill)
         selected = None
         for state in self.session.decode:
@@ -288,7 +288,7 @@ class Sample:
 
     def _decode_view(
         self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool
-    ) -> DecodeView:
+    ) -> CacheView:
         attended = None if self.parking.selected is None else self.parking.attended(kept.positions())
         have = entered.hidden.shape[1]
 
@@ -349,7 +349,8 @@ class Sample:
                 if decision is not None:
                     self._keep_entries(number, layers[number], decision)
             if decisions is not None:
-                views = [self._refreshed(view, layers[view.layer]) for view in views]
+                for view in views:
+                    view.forget()
 
     def _lay_out(self, layers: Sequence[KeptLayer]) -> None:
         """Move what is cached of the prompt into pages, where a method evicts whole ones."""
@@ -357,11 +358,6 @@ class Sample:
         for number, layer in enumerate(layers):
             if isinstance(layer, PagedLayer):
                 layer.lay_out(max((state.room(number) for state in states), default=0))
-
-    def _refreshed(self, view: DecodeView, kept: KeptLayer) -> DecodeView:
-        view.keys, view.values, view.position = kept.keys[0], kept.values[0], kept.positions()
-        view.text = self.session.visual.token(view.position) < 0
-        return view
 
 
 def _gone(rows: int) -> Tensor:

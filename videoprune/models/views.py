@@ -39,6 +39,11 @@ class CacheView(DecodeView):
         setattr(self, name, value)
         return value
 
+    def forget(self) -> None:
+        """Read all of it anew at next sight: the layer's cache has changed."""
+        for name in ("keys", "values", "position", "text"):
+            self.__dict__.pop(name, None)
+
     @property
     def length(self) -> int:
         return self.kept.size
