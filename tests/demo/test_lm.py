@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from videoprune.demo import language
 from videoprune.demo.train import COURSES, FULL, SMOKE
 from videoprune.demo.training import lm
-from videoprune.demo.training.asking import FIRST
+from videoprune.demo.training.asking import FIRST, Mix
 from videoprune.demo.training.bank import Bank
 from videoprune.demo.training.compose import Composer, Shape
 
@@ -90,3 +91,23 @@ def test_plans_have_a_number_of_steps_for_every_phase() -> None:
             assert tuple(phase.steps for phase in course(steps).phases) == steps
     names = [phase.name for course, steps in zip(COURSES, FULL.steps, strict=True) for phase in course(steps).phases]
     assert len(set(names)) == len(names)  # they name files of one folder
+
+
+def test_a_letter_is_looked_for_at_its_option(bank: Bank) -> None:
+    batch = Composer(bank, np.random.default_rng(0), Mix(letters=1.0, lookups=2.0)).batch(Shape(2, 24, 300, (8,)))
+    film, place, option = batch.choices
+    assert len(film) == sum(asked.letter for asked in batch.asked) > 0
+    for i, at, mask in zip(film.tolist(), place.tolist(), option, strict=True):
+        letter = language.VOCABULARY[batch.labels[i, at + 1]]
+        assert batch.spelt[i, mask].unique().tolist() == [language.LETTERS.index(letter)]
+        assert mask.nonzero().max() < at  # of its own question, and before the answer
+    pupil = lm.Pupil(0)
+    _, _, _, middle, late = lm.predict(pupil.reader, pupil.reader.head, batch)
+    before = lm.option_loss(pupil.reader, late, batch).item()
+    for _ in range(10):
+        pupil.backward(batch, 1)
+        pupil.step(1.0)
+    _, _, _, after_middle, late = lm.predict(pupil.reader, pupil.reader.head, batch)
+    assert lm.option_loss(pupil.reader, late, batch).item() < before
+    spelling = [pupil.keeper.letters(states, batch.spelt).item() for states in (middle, after_middle)]
+    assert spelling[1] < spelling[0]

@@ -103,10 +103,21 @@ def test_lettered_questions_have_one_right_letter() -> None:
     examiner = Examiner(np.random.default_rng(5), Mix(letters=1.0, lost=0.0))
     decode = language.VOCABULARY
     for _ in range(20):
-        prompt, answer, lettered = examiner.tokens(examiner.look_up())
-        assert lettered
-        words = [decode[i] for i in prompt]
-        letter = next(decode[i] for i in answer if decode[i] in language.LETTERS)
+        written = examiner.write(examiner.look_up())
+        assert written.lettered
+        words = [decode[i] for i in written.prompt]
+        letter = next(decode[i] for i in written.answer if decode[i] in language.LETTERS)
+        assert language.LETTERS[written.right] == letter
         wanted = words[words.index("is") + 1 : words.index("?")]
         at = words.index(letter, words.index("?"))
         assert words[at + 2 : at + 2 + len(wanted)] == wanted  # "( A ) the text"
+        spelt = [word for word, option in zip(words, written.options, strict=True) if option == written.right]
+        assert spelt == wanted
+        assert set(written.options) == {-1, 0, 1, 2, 3}
+
+
+def test_a_free_question_spells_no_option() -> None:
+    examiner = Examiner(np.random.default_rng(6), Mix(letters=0.0))
+    written = examiner.write(Question("colour", "What color is the star?", "red", ("blue", "green", "white"), ()))
+    assert not written.lettered
+    assert set(written.options) == {-1}

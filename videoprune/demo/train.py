@@ -3,7 +3,7 @@
 Stages, each written to ``DIR`` when it is complete and skipped by ``--resume`` when it is there: tower, banks, language
 model (courses, phase by phase), export. Step counts are fixed, so that a slower machine trains the same model for longer.
 ``--quick`` is the tower and the first course; ``--full`` adds the others: the shipped weights. ``--start-from FOLDER``
-takes the tower and the first course's result from an exported model.
+takes the tower and a language model to begin the second course with from an exported model.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Plan:
 
 FIRST = (500, 900, 500, 300, 350, 600)
 QUICK = Plan(streams=1200, tower_steps=900, places=560, held_places=60, steps=(FIRST,))
-FULL = replace(QUICK, steps=(FIRST, (700, 300)))
-SMOKE = Plan(streams=8, tower_steps=3, places=12, held_places=12, steps=((2, 2, 2, 2, 2, 2), (2, 2)))
+FULL = replace(QUICK, steps=(FIRST, (700, 300), (450, 200)))
+SMOKE = Plan(streams=8, tower_steps=3, places=12, held_places=12, steps=((2, 2, 2, 2, 2, 2), (2, 2), (2, 2)))
 
 
 def first_course(steps: tuple[int, ...]) -> Course:
@@ -78,7 +78,24 @@ def second_course(steps: tuple[int, ...]) -> Course:
     return Course((Phase("weak", steps[0], sparse), Phase("last", steps[1], mixed)), hold=0.3)
 
 
-COURSES = (first_course, second_course)
+def third_course(steps: tuple[int, ...]) -> Course:
+    """Answers by the letter of an option, which take a match of texts after the answer is known; then all of it."""
+    from videoprune.demo.training.asking import CLOSE, LETTERS
+    from videoprune.demo.training.compose import Shape
+    from videoprune.demo.training.lm import Course, Phase
+
+    options = Shape(8, 160, 640, (16, 32, 48, 64, 64, 96))  # room for questions with options
+    small = Shape(8, 160, 448, (16, 32, 48, 64, 64, 96, 128))
+    medium = Shape(6, 320, 448, (32, 64, 64, 96, 128, 128))
+    large = Shape(4, 672, 448, (42, 64, 64, 96, 128, 128, 192))
+    dense = Shape(2, 2080, 448, (64, 64, 100, 120, 128, 130, 192, 256))
+    mixed = ((0.55, small), (0.2, medium), (0.12, large), (0.13, dense))
+    return Course(
+        (Phase("letters", steps[0], ((1.0, options),), LETTERS), Phase("close", steps[1], mixed, CLOSE)), hold=0.6
+    )
+
+
+COURSES = (first_course, second_course, third_course)
 
 
 def main() -> None:
@@ -86,7 +103,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the finished model")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_const", const=QUICK, dest="plan", help="two hours on two free CPU cores")
-    size.add_argument("--full", action="store_const", const=FULL, dest="plan", help="three hours on them, or a GPU")
+    size.add_argument(
+        "--full", action="store_const", const=FULL, dest="plan", help="three and a half hours on them, or a GPU"
+    )
     size.add_argument("--smoke", action="store_const", const=SMOKE, dest="plan", help="minutes: does everything run?")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="keep what is complete in --out")
@@ -143,7 +162,7 @@ def run(
     ends = [out / f"lm_{course.phases[-1].name}.pt" for course in courses]
     starts = [None, *ends] if start_from is None else [None, begun, *ends[1:]]  # None: random weights
     for number, course in enumerate(courses):
-        if number or start_from is None:
+        if (number or start_from is None) and missing(ends[number]):
             train_lm(out, bank, held, course, starts[number], seed + number, resume, device, processes)
     export(out / "model", tower, ends[-1])
     log.info("the model is in %s", out / "model")

@@ -286,9 +286,7 @@ class Sample:
         view.attention, view.streamed = _gone, None
         return view, selected
 
-    def _decode_view(
-        self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool
-    ) -> CacheView:
+    def _decode_view(self, number: int, layer: nn.Module, entered: Stream, kept: KeptLayer, prefill: bool) -> CacheView:
         attended = None if self.parking.selected is None else self.parking.attended(kept.positions())
         have = entered.hidden.shape[1]
 

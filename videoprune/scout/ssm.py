@@ -101,7 +101,7 @@ class SSM(Trained, ScoutMethod):
     attention = "none"
     has_scan = True
     lesson = "videoprune.training.concepts:Concepts"
-    schedule = Schedule(steps=600, batch=32, learning_rate=3e-3, weight_decay=0.02, films=60)
+    schedule = Schedule(steps=3000, batch=32, learning_rate=3e-3, weight_decay=0.02, films=200)
     host_bound = False
     search = (("keep", 0.05, 0.98), ("novelty", 0.0, 1.0))
 

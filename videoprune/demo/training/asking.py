@@ -46,6 +46,20 @@ SECOND_RATES = {
 
 
 @dataclass(frozen=True)
+class Written:
+    """A question as tokens: ``options`` says of each prompt token which option it spells (-1: none)."""
+
+    prompt: list[int]
+    answer: list[int]
+    options: list[int]
+    right: int  # the index of the right option, -1 without options
+
+    @property
+    def lettered(self) -> bool:
+        return self.right >= 0
+
+
+@dataclass(frozen=True)
 class Mix:
     """What is asked, as shares.
 
@@ -67,6 +81,9 @@ class Mix:
 
 FIRST = Mix(FIRST_RATES, letters=0.12, lookups=0.2, few_colours=0.4, wide=0.0, short_names=0.0, lost=0.0)
 SECOND = Mix()
+THIRD_RATES = SECOND_RATES | {"sub_scene": 1.5, "list": 0.3, "colour": 3.0}
+LETTERS = Mix(THIRD_RATES, letters=0.6, lookups=3.0)
+CLOSE = Mix(THIRD_RATES | {"list": 0.5}, letters=0.35, lookups=0.5)
 
 
 class WideAsker(Asker):
@@ -146,21 +163,24 @@ class Examiner:
         return [_UNKNOWN if i not in _KEPT_WORDS and c > 1 - self.mix.lost / 2 else i
                 for i, c in zip(lost, self.rng.random(len(lost)), strict=True)]  # fmt: skip
 
-    def tokens(self, question: Question) -> tuple[list[int], list[int], bool]:
-        """Prompt and answer ids of a question, and whether it is asked with lettered options."""
+    def write(self, question: Question) -> Written:
+        """A question and its answer, some of them with lettered options."""
         rng = self.rng
         lettered = question.kind == "letter" or (bool(question.wrong) and rng.random() < self.mix.letters)
         if not lettered:
-            return self.words(question.text) + _ASK, [*language.encode(question.answer), _END], False
+            prompt = self.words(question.text) + _ASK
+            return Written(prompt, [*language.encode(question.answer), _END], [-1] * len(prompt), -1)
         options, right = with_options(question, rng)
-        lines = "\n".join(f"({letter}) {option}" for letter, option in zip(language.LETTERS, options, strict=True))
         style = rng.random()
         before = ("Question: ", " Options:\n") if style < 0.2 else ("", "\n")
-        after = "\nOnly give the best option." if style > 0.8 else ""
-        prompt = [
-            *language.encode(before[0]), *self.words(question.text), *language.encode(before[1] + lines + after), *_ASK
-        ]  # fmt: skip
+        prompt = [*language.encode(before[0]), *self.words(question.text), *language.encode(before[1])]
+        spelt = [-1] * len(prompt)
+        for number, (letter, option) in enumerate(zip(language.LETTERS, options, strict=True)):
+            sign, text = language.encode(f"({letter})"), language.encode(option)
+            prompt += sign + text
+            spelt += [-1] * len(sign) + [number] * len(text)
+        prompt += [*language.encode("\nOnly give the best option." if style > 0.8 else ""), *_ASK]
         answer = language.encode(f"({language.LETTERS[right]})")
         if rng.random() < 0.5:  # as the MLVU protocol asks: the answer's first words are given
             prompt, answer = prompt + _PREFIX, answer[1:]
-        return prompt, [*answer, _END], True
+        return Written(prompt, [*answer, _END], spelt + [-1] * (len(prompt) - len(spelt)), right)

@@ -69,13 +69,17 @@ class Batch:
     features: torch.Tensor  # (B, visual, WIDTH)
     points: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # film (n,), place (n,), visual tokens told of (n, visual)
     books: torch.Tensor  # (B, visual, len(BOOKS)), -100 on tokens that show no crossing object
+    spelt: torch.Tensor  # (B, L), which option a token spells, -100 on the others
+    choices: tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # film (n,), place before a letter (n,), its option (n, L)
     asked: list[Asked]
 
     def to(self, device: str) -> Batch:
         """The same batch with its tensors on a device."""
+        whole = ("ids", "labels", "positions", "mask", "features", "books", "spelt")
+        tensors = {name: getattr(self, name).to(device) for name in whole}
         film, place, told = (t.to(device) for t in self.points)
-        tensors = {n: getattr(self, n).to(device) for n in ("ids", "labels", "positions", "mask", "features", "books")}
-        return Batch(**tensors, points=(film, place, told), asked=self.asked)
+        asker, before, option = (t.to(device) for t in self.choices)
+        return Batch(**tensors, points=(film, place, told), choices=(asker, before, option), asked=self.asked)
 
 
 class Composer:
@@ -218,6 +222,8 @@ class Composer:
         segment = np.full((b, length), -1, np.int32)  # 0 the film, 1… its questions, -1 padding
         features = torch.zeros(b, shape.visual, self.bank.tokens.shape[-1], dtype=torch.bfloat16)
         books = np.full((b, shape.visual, len(BOOKS)), -100, np.int64)
+        spelt = np.full((b, length), -100, np.int64)
+        choices: list[tuple[int, int, np.ndarray]] = []
         asked: list[Asked] = []
         points: list[tuple[int, int, np.ndarray]] = []
         for i in range(b):
@@ -248,7 +254,8 @@ class Composer:
             second = np.full(shape.visual, -1.0)  # of each visual token that shows an event
             second[:n] = np.where(self.bank.shown[rows].ravel()[kept], kept // CELLS, -1)
             for number, question in enumerate(self.examiner.questions(timeline), 1):
-                prompt, answer, lettered = self.examiner.tokens(question)
+                written = self.examiner.write(question)
+                prompt, answer = written.prompt, written.answer
                 size = len(prompt) + len(answer)
                 if at + size > length:
                     continue
@@ -256,21 +263,37 @@ class Composer:
                 labels[i, at + len(prompt) : at + size] = answer
                 positions[i, at : at + size] = newline + 1 + np.arange(size)
                 segment[i, at : at + size] = number
-                asked.append(Asked(i, at + len(prompt), len(answer), question.kind, lettered, seconds))
+                asked.append(Asked(i, at + len(prompt), len(answer), question.kind, written.lettered, seconds))
                 points += [(i, at + len(prompt) - 1 + j, m) for j, m in pointed(question, second, len(answer))]
+                if written.lettered:
+                    options = np.full(length, -100, np.int64)
+                    options[at : at + len(prompt)] = written.options
+                    spelt[i, options >= 0] = options[options >= 0]
+                    letter = at + len(prompt) + len(answer) - 3  # it is followed by ")" and the end
+                    choices.append((i, letter - 1, options == written.right))
                 at += size
-        chosen = [p for p in points if p[2].any()]
-        told = np.stack([p[2] for p in chosen]) if chosen else np.zeros((0, shape.visual), bool)
         return Batch(
             torch.from_numpy(ids),
             torch.from_numpy(labels),
             torch.from_numpy(positions),
             block_mask(segment),
             features,
-            (torch.tensor([p[0] for p in chosen]), torch.tensor([p[1] for p in chosen]), torch.from_numpy(told)),
+            _stacked(points, shape.visual),
             torch.from_numpy(books),
+            torch.from_numpy(spelt),
+            _stacked(choices, length),
             asked,
         )
+
+
+def _stacked(
+    points: Sequence[tuple[int, int, np.ndarray]], width: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Films (n,), places (n,) and masks (n, width) of the points whose mask is not empty."""
+    chosen = [p for p in points if p[2].any()]
+    masks = np.stack([p[2] for p in chosen]) if chosen else np.zeros((0, width), bool)
+    films, places = (torch.tensor([p[k] for p in chosen], dtype=torch.long) for k in (0, 1))
+    return films, places, torch.from_numpy(masks)
 
 
 def pointed(question: Question, second: np.ndarray, length: int) -> list[tuple[int, np.ndarray]]:

@@ -30,9 +30,12 @@ MUON_LR, ADAM_LR, WARM, HOLD = 2e-3, 1e-3, 60, 0.75
 RANKS = 2  # films of a step are drawn in as many independent parts, by as many processes or by one
 BOOK_LAYER, BOOK_WEIGHT = 5, 0.3
 POINTING_HEADS, POINT_WEIGHT = (0, 3), 0.4  # one head of each key/value group
+OPTION_LAYER, OPTION_HEADS = 6, (1, 4)  # after the pointing heads: there the answer is known, here its letter is found
+SPELT_WEIGHT, OPTION_WEIGHT = 0.5, 0.5
 SYNONYM_NOISE = 0.3
 EVALUATION_BATCHES = 8
 SAVE_EVERY = 100  # steps
+Body = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # what Reader.forward takes and gives
 
 
 @dataclass(frozen=True)
@@ -71,19 +74,52 @@ class Reader(nn.Module):
 
     def forward(
         self, ids: torch.Tensor, features: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Last hidden states and those after ``BOOK_LAYER``: (B, L, WIDTH) each. The stock model's own forward."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Last hidden states, those after ``BOOK_LAYER`` and after ``OPTION_LAYER``: (B, L, WIDTH) each.
+
+        The stock model's own forward.
+        """
         words = self.lm.embed_tokens(ids)
         visual = features.shape[1]
         newline = self.newline.expand(ids.shape[0], 1, -1)
         hidden = torch.cat([words[:, :HEADER], features.to(words.dtype), newline, words[:, HEADER + visual + 1 :]], 1)
         turns = self.lm.rotary_emb(hidden, positions)
-        middle = hidden
-        for number, layer in enumerate(self.lm.layers, 1):
+        after = []
+        for layer in self.lm.layers:
             hidden = layer(hidden, attention_mask=mask, position_embeddings=turns, position_ids=positions)
-            if number == BOOK_LAYER:
-                middle = hidden
-        return self.lm.norm(hidden), middle
+            after.append(hidden)
+        return self.lm.norm(hidden), after[BOOK_LAYER - 1], after[OPTION_LAYER - 1]
+
+    def attention_loss(
+        self,
+        number: int,
+        heads: Sequence[int],
+        hidden: torch.Tensor,
+        batch: Batch,
+        points: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+        span: slice,
+    ) -> torch.Tensor:
+        """How little heads of layer ``number`` (from 0) look from places at what is told; mean over places.
+
+        ``hidden`` (B, L, WIDTH) is the layer's input, ``points`` film (n,), place (n,) and told (n, tokens of ``span``).
+        """
+        film, place, told = points
+        if not len(film):
+            return hidden.sum() * 0.0
+        layer = self.lm.layers[number]
+        x = layer.input_layernorm(hidden)
+        shape = (*x.shape[:2], -1, layer.self_attn.head_dim)
+        turns = self.lm.rotary_emb(x, batch.positions)
+        query, key = layer.self_attn.q_proj(x).view(shape), layer.self_attn.k_proj(x).view(shape)
+        query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *turns)
+        seen = batch.mask[film, 0, place, span]
+        losses = []
+        for head in heads:
+            group = head // (query.shape[1] // key.shape[1])
+            scores = torch.einsum("nd,nvd->nv", query[film, head, place].float(), key[film, group, span].float())
+            scores = (scores * layer.self_attn.scaling).masked_fill(~seen, -1e4)
+            losses.append(scores.logsumexp(-1) - scores.masked_fill(~told, -1e4).logsumexp(-1))
+        return torch.stack(losses).mean()
 
 
 def pointing_loss(reader: Reader, middle: torch.Tensor, batch: Batch) -> torch.Tensor:
@@ -91,24 +127,16 @@ def pointing_loss(reader: Reader, middle: torch.Tensor, batch: Batch) -> torch.T
 
     Which picture answers a question is learnt very late from the words of answers alone.
     """
-    film, place, told = batch.points
-    if not len(film):
-        return middle.sum() * 0.0
-    layer = reader.lm.layers[BOOK_LAYER]
-    x = layer.input_layernorm(middle)
-    shape = (*x.shape[:2], -1, layer.self_attn.head_dim)
-    turns = reader.lm.rotary_emb(x, batch.positions)
-    query, key = layer.self_attn.q_proj(x).view(shape), layer.self_attn.k_proj(x).view(shape)
-    query, key = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *turns)
-    span = slice(HEADER, HEADER + told.shape[1])
-    seen = batch.mask[film, 0, place, span]
-    losses = []
-    for head in POINTING_HEADS:
-        group = head // (query.shape[1] // key.shape[1])
-        scores = torch.einsum("nd,nvd->nv", query[film, head, place].float(), key[film, group, span].float())
-        scores = (scores * layer.self_attn.scaling).masked_fill(~seen, -1e4)
-        losses.append(scores.logsumexp(-1) - scores.masked_fill(~told, -1e4).logsumexp(-1))
-    return torch.stack(losses).mean()
+    span = slice(HEADER, HEADER + batch.features.shape[1])
+    return reader.attention_loss(BOOK_LAYER, POINTING_HEADS, middle, batch, batch.points, span)
+
+
+def option_loss(reader: Reader, late: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """How little two heads of the layer after ``OPTION_LAYER`` look at the right option where its letter comes next.
+
+    Answering by a letter takes a match of texts after the answer is known: the last thing to be learnt from answers.
+    """
+    return reader.attention_loss(OPTION_LAYER, OPTION_HEADS, late, batch, batch.choices, slice(None))
 
 
 class Bookkeeper(nn.Module):
@@ -121,6 +149,14 @@ class Bookkeeper(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.read = nn.Linear(WIDTH, sum(BOOKS))
+        self.spell = nn.Linear(WIDTH, len(language.LETTERS))
+
+    def letters(self, middle: torch.Tensor, spelt: torch.Tensor) -> torch.Tensor:
+        """Mean loss of telling from hidden states (B, L, WIDTH) which option a token spells: (B, L), -100 for none."""
+        where = spelt >= 0
+        if not where.any():
+            return middle.sum() * 0.0
+        return F.cross_entropy(self.spell(F.rms_norm(middle[where].float(), (WIDTH,))), spelt[where])
 
     def forward(self, middle: torch.Tensor, books: torch.Tensor) -> torch.Tensor:
         """Mean loss from (B, L, WIDTH) hidden states and (B, visual, len(BOOKS)) labels."""
@@ -138,18 +174,18 @@ def concept_ids() -> torch.Tensor:
 
 
 def predict(
-    body: Callable[..., tuple[torch.Tensor, torch.Tensor]], head: nn.Module, batch: Batch
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits (n, words) and targets (n,) of answer tokens, where they are (B, L - 1) bool, and the middle states."""
-    hidden, middle = body(batch.ids, batch.features, batch.mask, batch.positions)
+    body: Body, head: nn.Module, batch: Batch
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (n, words) and targets (n,) of answer tokens, where they are (B, L - 1) bool, middle and late states."""
+    hidden, middle, late = body(batch.ids, batch.features, batch.mask, batch.positions)
     targets = batch.labels[:, 1:]
     where = targets >= 0
-    return head(hidden[:, :-1][where]).float(), targets[where], where, middle
+    return head(hidden[:, :-1][where]).float(), targets[where], where, middle, late
 
 
 @torch.no_grad()
 def exact(
-    body: Callable[..., tuple[torch.Tensor, torch.Tensor]],
+    body: Body,
     head: nn.Module,
     composer: Composer,
     shape: Shape,
@@ -160,7 +196,7 @@ def exact(
     right: dict[str, list[bool]] = defaultdict(list)
     for _ in range(batches):
         batch = composer.batch(shape).to(device)
-        logits, targets, where, _ = predict(body, head, batch)
+        logits, targets, where, _, _ = predict(body, head, batch)
         hit = torch.zeros_like(where)
         hit[where] = logits.argmax(-1) == targets
         for a in batch.asked:
@@ -255,14 +291,17 @@ class Pupil:
         torch._dynamo.config.cache_size_limit = 32
         self.compiled = torch.compile(self.reader, dynamic=False)
 
-    def backward(self, batch: Batch, parts: int) -> tuple[float, float, float]:
-        """Add a batch's gradients, one of ``parts``; its losses: answers, books, pointing."""
-        logits, targets, _, middle = predict(self.compiled, self.reader.head, batch)
+    def backward(self, batch: Batch, parts: int) -> tuple[float, ...]:
+        """Add a batch's gradients, one of ``parts``; its losses: answers, books, pointing, spelling, options."""
+        logits, targets, _, middle, late = predict(self.compiled, self.reader.head, batch)
         loss = F.cross_entropy(logits, targets)
         extra = self.keeper(middle, batch.books)
         point = pointing_loss(self.reader, middle, batch)
-        ((loss + BOOK_WEIGHT * extra + POINT_WEIGHT * point) / parts).backward()
-        return loss.item(), extra.item(), point.item()
+        spelt = self.keeper.letters(middle, batch.spelt)
+        option = option_loss(self.reader, late, batch)
+        extras = BOOK_WEIGHT * extra + POINT_WEIGHT * point + SPELT_WEIGHT * spelt + OPTION_WEIGHT * option
+        ((loss + extras) / parts).backward()
+        return loss.item(), extra.item(), point.item(), spelt.item(), option.item()
 
     def step(self, scale: float) -> None:
         """One update from the gradients, averaged over processes."""
@@ -357,7 +396,8 @@ def train_course(
             step += 1
             if i % 50 == 49:
                 spent = time.time() - start
-                note = "lm: %s %d/%d (%d/%d) loss %.3f, books %.3f, pointing %.3f, %.0f tokens/s, %.0f s of data"
+                note = "lm: %s %d/%d (%d/%d) loss %.3f, books %.3f, pointing %.3f, spelling %.3f, options %.3f, "
+                note += "%.0f tokens/s, %.0f s of data"
                 counts = phase.name, i + 1, phase.steps, step, total
                 log.info(note, *counts, *np.mean(losses[-50 * len(ranks) :], axis=0), seen / spent, spent - busy)
             if first and (i % (3 * SAVE_EVERY) == 3 * SAVE_EVERY - 1 or i + 1 == phase.steps):
