@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 import shared
@@ -71,13 +71,17 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     ordered = sorted(films.values(), key=lambda own: own[0]["events"])
     bounds = [round(len(ordered) * third / 3) for third in range(4)]
     thirds = [[row for own in ordered[low:high] for row in own] for low, high in pairwise(bounds)]
-    rank = spearmanr([own[0]["events"] for own in ordered], [fmean(row["share"] for row in own) for own in ordered])
+    shares = [fmean(row["share"] for row in own) for own in ordered]
+    rank = spearmanr([own[0]["events"] for own in ordered], shares)
     return {
         "target": ATP().target,
         "mean": fmean(row["share"] for row in rows),
         "films": len(films),
         "questions": len(rows),
         "right": fmean(row["right"] for row in rows),
+        "lowest": min(shares),
+        "highest": max(shares),
+        "deviation": stdev(shares),
         "correlation": float(rank.statistic),
         "p": float(rank.pvalue),
         "thirds": [
@@ -109,8 +113,10 @@ def text(data: dict[str, Any]) -> str:
             shared.prose(
                 f"Mean over {data['questions']} questions of {data['films']} films: {data['mean']:.1%} for a target of",
                 f"{data['target']:.0%} ({off:+.1%} of it; {shared.mark(abs(off) <= TOLERANCE)} ±{TOLERANCE:.0%}).",
-                f"{data['right']:.1%} of the answers are right. Rank correlation of a film's events with its share:",
-                f"{data['correlation']:+.2f} (p = {data['p']:.2g}).",
+                f"{data['right']:.1%} of the answers are right. A film's mean share",
+                f"is {data['lowest']:.1%} to {data['highest']:.1%}, standard deviation {data['deviation']:.1%};",
+                f"its rank correlation with the film's events: {data['correlation']:+.2f}",
+                f"(p = {data['p']:.2g}).",
             ),
         ]
     )
