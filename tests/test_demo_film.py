@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from videoprune import demo
+from videoprune.demo.language import LETTERS
 from videoprune.pipeline import Pipeline
 from videoprune.watched import Answer
 
@@ -63,3 +64,14 @@ def test_what_it_cannot_know_is_said(pipe: Pipeline) -> None:
     assert "--model" in notice
     video.metadata.clear()
     assert "generated films" in str(video.ask("Where does the video take place?").notice)
+
+
+@pytest.mark.parametrize("recipe", ["dense", "demo"])
+def test_three_of_four_letters_are_right(recipe: str, pipe: Pipeline, rows: list[dict[str, Any]]) -> None:
+    video = pipe.with_recipe(recipe).watch(demo.film_path())
+    right = []
+    for row in rows:
+        lines = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, row["candidates"], strict=True))
+        said = video.ask(f"{row['question']}\n{lines}").text
+        right.append(said.replace(" ", "") == f"({LETTERS[row['candidates'].index(row['answer'])]})")
+    assert sum(right) >= 0.75 * len(rows), right

@@ -262,7 +262,8 @@ def test_every_protocol_describes_itself_and_its_digest_sees_a_change() -> None:
         assert replace(harness, notes=()).digest() == digests[name]
         assert set(harness.benchmarks) <= set(BENCHMARKS)
     assert {default_protocol(name).name for name in BENCHMARKS} == set(DEFAULT_PROTOCOLS.values())
-    assert default_protocol("mlvu", "demo").name == "plain"
+    assert default_protocol("mlvu", "demo").name == "mlvu-official"
+    assert default_protocol("mlvu-test", "demo").name == "plain"
     with pytest.raises(UsageError, match="did you mean 'mlvu-official'"):
         protocol("mlvu-oficial")
 

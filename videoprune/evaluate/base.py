@@ -109,10 +109,11 @@ def protocol(name: str) -> Protocol:
 
 
 def default_protocol(benchmark: str, family: str | None = None) -> Protocol:
-    """The benchmark's own protocol; for the demo model (`family` "demo") `plain`, because it reads bare questions only."""
+    """The benchmark's own protocol; for the demo model (`family` "demo") `plain` where that writes options otherwise than
+    "(A) …" or has more than four, which it was never taught."""
     if benchmark not in DEFAULT_PROTOCOLS:
         raise UsageError(f"benchmark: {unknown(benchmark, DEFAULT_PROTOCOLS)}")
-    return protocol("plain" if family == "demo" else DEFAULT_PROTOCOLS[benchmark])
+    return protocol("plain" if family == "demo" and benchmark != "mlvu" else DEFAULT_PROTOCOLS[benchmark])
 
 
 def _load(target: str) -> Any:
