@@ -89,7 +89,7 @@ def ask(
 
     asked = console.read_questions(questions or [])
     flags = {"fps": fps, "frames": frames, "max": max_frames, "start": start, "end": end}
-    rule_of = frame_flags({key: value for key, value in flags.items() if value is not None})
+    rule_of = frame_flags(**flags)
     chosen: Any = recipe
     if film.endswith(WATCHED):
         model, chosen = watched_with(

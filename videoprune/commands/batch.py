@@ -97,7 +97,6 @@ def batch(
             raise UsageError(f"--recipes {recipes!r}: names with commas between them are allowed, as dense,demo")
     if export is not None:
         check_export(export)
-    given: dict[str, Any] = {"fps": fps, "frames": frames, "max": max_frames}
     asked = Batch(
         benchmark=benchmark,
         path=path,
@@ -105,7 +104,7 @@ def batch(
         recipes=names,
         overrides=tuple(set_ or []),
         protocol=protocol,
-        rule=frame_flags({key: value for key, value in given.items() if value is not None}),
+        rule=frame_flags(fps=fps, frames=frames, max=max_frames),
         model=model,
         revision=revision,
         device=device,

@@ -87,14 +87,18 @@ def check_recipe(recipe: Any, overrides: Sequence[str], *, has_default: bool) ->
         Recipe.load(recipe or "demo", overrides).build()
 
 
-def frame_flags(given: dict[str, Any]) -> Any:
-    """Check the flags by themselves; the result puts them over a recipe's rule (fps and frames replace each other)."""
+def frame_flags(**flags: Any) -> Any:
+    """Check the flags by themselves; the result puts them over a recipe's rule (fps and frames replace each other).
+
+    A flag of None was not given.
+    """
     from videoprune.video import FrameRule
 
+    given = {key: value for key, value in flags.items() if value is not None}
     try:
         FrameRule(**given)
     except UsageError as error:
-        flags = " ".join(f"--{'max-frames' if key == 'max' else key} {value}" for key, value in given.items())
-        raise UsageError(f"{flags}: {error}") from None
+        typed = " ".join(f"--{'max-frames' if key == 'max' else key} {value}" for key, value in given.items())
+        raise UsageError(f"{typed}: {error}") from None
     rivals: dict[str, Any] = {"fps": None} if "frames" in given else {"frames": None} if "fps" in given else {}
     return lambda rule: dataclasses.replace(rule, **rivals, **given)

@@ -59,8 +59,7 @@ def index(
     from videoprune.identity import WATCHED
     from videoprune.video import Film, FrameRule
 
-    flags = {"fps": fps, "frames": frames, "max": max_frames, "start": start, "end": end}
-    rule_of = frame_flags({key: value for key, value in flags.items() if value is not None})
+    rule_of = frame_flags(fps=fps, frames=frames, max=max_frames, start=start, end=end)
     Film(film, rule_of(FrameRule())).close()
     check_recipe(recipe, set_ or [], has_default=model is None)
     console.quiet_libraries(verbose)

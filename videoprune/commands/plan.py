@@ -99,7 +99,7 @@ def plan(
 
     flags = {"fps": fps, "frames": frames, "max": max_frames, "start": start, "end": end}
     given = {key: value for key, value in flags.items() if value is not None}
-    rule_of = frame_flags(given)
+    rule_of = frame_flags(**given)
     room = None if memory is None else parse_memory(memory)
     with Progress(quiet=quiet) as progress:
         progress("read shape", 0, None)

@@ -49,7 +49,7 @@ def show(
 
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise UsageError(f"--out {out}: allowed are names that end in .png, .jpg or .webp")
-    rule_of = frame_flags({key: value for key, value in (("fps", fps), ("max", max_frames)) if value is not None})
+    rule_of = frame_flags(fps=fps, max=max_frames)
     Film(film, rule_of(FrameRule())).close()
     check_recipe(recipe, set_ or [], has_default=model is None)
     console.quiet_libraries(False)

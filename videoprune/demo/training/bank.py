@@ -129,3 +129,9 @@ def build_bank(out: Path, tower: Path, count: int, first_seed: int, processes: i
     torch.save(bank, temporary)
     temporary.replace(out)
     log.info("bank: %d pictures in %.0f s", rows, time.time() - start)
+
+
+def read_bank(path: Path) -> Bank:
+    """What :func:`build_bank` wrote: our own pickle, so nobody else's file belongs here."""
+    bank: Bank = torch.load(path, weights_only=False)
+    return bank

@@ -21,7 +21,7 @@ from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from videoprune.demo import language, names
 from videoprune.demo.training.asking import SECOND, Mix
-from videoprune.demo.training.bank import Bank
+from videoprune.demo.training.bank import Bank, read_bank
 from videoprune.demo.training.common import WIDTH, WORD_RMS, MasterWeights, build_model, schedule, word_rows
 from videoprune.demo.training.compose import BOOKS, HEADER, Batch, Composer, Shape
 
@@ -229,7 +229,7 @@ def train_lm(
         return
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "compiled_0")
     torch.set_num_threads(1)
-    banks = [torch.load(path, weights_only=False) for path in (bank, held)]
+    banks = [read_bank(path) for path in (bank, held)]
     train_course(folder, banks[0], banks[1], course, start, seed, resume, device)
 
 
@@ -252,8 +252,7 @@ def _worker(
     store = f"tcp://127.0.0.1:{port}"
     # very long: the first process saves and measures while the others wait, and someone may stop all for a while
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS, timeout=timedelta(hours=24))
-    # our own files: a Bank is pickled, so weights_only does not apply
-    banks = [torch.load(path, weights_only=False) for path in (bank, held)]
+    banks = [read_bank(path) for path in (bank, held)]
     train_course(folder, banks[0], banks[1], course, start, seed, resume)
     dist.destroy_process_group()
 
