@@ -26,6 +26,7 @@ from videoprune.bench.films import FIRST_SEED, KINDS, LISTS, Asked, HeldOut
 from videoprune.bench.settings import Setting
 from videoprune.demo.language import LETTERS
 from videoprune.evaluate.events import event_f1
+from videoprune.processes import die_with_parent
 
 if TYPE_CHECKING:
     from videoprune.pipeline import Pipeline
@@ -245,7 +246,10 @@ def _measure(works: Sequence[Work], out: Path, workers: int, tell: Tell | None) 
     if not works:
         return
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(workers, mp_context=context) as pool, (out / "rows.jsonl").open("a") as file:
+    with (
+        ProcessPoolExecutor(workers, mp_context=context, initializer=die_with_parent) as pool,
+        (out / "rows.jsonl").open("a") as file,
+    ):
         waiting = {pool.submit(measure_film, work) for work in works}
         try:
             for finished, future in enumerate(as_completed(waiting), 1):

@@ -18,6 +18,7 @@ from typing import Any
 
 from videoprune.demo.film import FPS, SEED_LIMIT, make_film, tag
 from videoprune.demo.layouts import LAYOUTS, Film
+from videoprune.processes import die_with_parent
 
 MINUTES = (3.0, 60.0)
 SEEN = 256  # frames that the demo model looks at; films beyond as many seconds slow down, so that it sees what happens
@@ -155,7 +156,7 @@ def _films(folder: Path, plan: Plan, workers: int, progress: Callable[[int, int]
             done += 1
             tell(done, len(films))
         return films
-    pool = ProcessPoolExecutor(min(workers, len(missing)), mp_context=get_context("spawn"))
+    pool = ProcessPoolExecutor(min(workers, len(missing)), get_context("spawn"), initializer=die_with_parent)
     try:
         waiting = {pool.submit(_draw, film, plan.generated) for film in missing}
         while waiting:

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from videoprune.errors import EnvironmentProblem
-from videoprune.evaluate.process import die_with_parent, how_it_ended, resident
 from videoprune.evaluate.rows import error_of
+from videoprune.processes import die_with_parent, how_it_ended, resident
 from videoprune.video import Film, FilmInfo, Frames
 
 CLOSING = 5.0  # seconds a decoder's process gets to leave
@@ -279,7 +279,7 @@ def _open(at: Any, number: int, opener: Opener) -> Film:
 def _serve(connection: Any, ahead: int, at: Any) -> None:
     """Body of a decoder's process: numbered openers in, items out."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to answer
-    threading.Thread(target=die_with_parent, name="videoprune-parent", daemon=True).start()
+    die_with_parent()
     thread = DecodeThread(ahead)
     readings: deque[Reading | None] = deque()
     arrived = threading.Semaphore(0)

@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import pickle
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
@@ -26,11 +25,11 @@ import numpy as np
 from videoprune.errors import EnvironmentProblem, VideoPruneError
 from videoprune.evaluate.decoding import DecodeThread, Ended, Given, portable
 from videoprune.evaluate.jobs import Job, Settings
-from videoprune.evaluate.process import die_with_parent
 from videoprune.evaluate.rows import error_of, film_row
 from videoprune.evaluate.runner import Tally, cores, raised, terminable
 from videoprune.evaluate.store import Results
 from videoprune.evaluate.worker import FilmModel, Plans
+from videoprune.processes import die_with_parent
 
 PATIENCE = 120.0  # seconds a decoder's process gets to start
 IN_FLIGHT = 2  # films that wait at an actor
@@ -241,7 +240,7 @@ def _column(value: Any) -> np.ndarray:
 
 def decode_jobs(connection: Any, settings: Settings) -> None:
     """Body of a decoder's process: jobs in, lists of items out."""
-    threading.Thread(target=die_with_parent, name="videoprune-parent", daemon=True).start()
+    die_with_parent()
     from videoprune import demo
     from videoprune.models.load import read_json, recognise
     from videoprune.stages import Stages

@@ -19,10 +19,10 @@ from typing import Any
 
 from videoprune.errors import EnvironmentProblem, UsageError, VideoPruneError
 from videoprune.evaluate.jobs import Job, Settings
-from videoprune.evaluate.process import how_it_ended, resident
 from videoprune.evaluate.rows import Row, film_row
 from videoprune.evaluate.store import Results
 from videoprune.evaluate.worker import STAGES, serve
+from videoprune.processes import how_it_ended, resident
 
 TIMEOUT = 3600.0  # seconds a film may take, unless told otherwise
 STARTING = 1800.0  # seconds a model may take to load

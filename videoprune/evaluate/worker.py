@@ -17,8 +17,8 @@ from videoprune.errors import EnvironmentProblem, VideoPruneError
 from videoprune.evaluate.base import Question, protocol
 from videoprune.evaluate.decoding import DecodeProcess, Ended, Opened, Reading
 from videoprune.evaluate.jobs import Job, Settings
-from videoprune.evaluate.process import die_with_parent, resident
 from videoprune.evaluate.rows import DIGITS, Row, error_of, film_row, question_row
+from videoprune.processes import die_with_parent, resident
 from videoprune.video import FrameRule, Frames
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def serve(connection: Any, settings: Settings, stage: Any) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to answer
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=die_with_parent, name="videoprune-parent", daemon=True).start()
+    die_with_parent()
     from videoprune.console import quiet_libraries
 
     quiet_libraries(False)

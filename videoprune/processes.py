@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 
 
 def how_it_ended(code: int | None) -> str:
@@ -18,7 +19,11 @@ def how_it_ended(code: int | None) -> str:
 
 
 def die_with_parent() -> None:
-    """Body of a thread: end this process when the one that started it ends, however it ends; nobody would take its work."""
+    """From now on this process ends when the one that started it does, however that ends: nobody would take its work."""
+    threading.Thread(target=_wait_for_parent, name="videoprune-parent", daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     import multiprocessing
 
     parent = multiprocessing.parent_process()
