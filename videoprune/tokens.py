@@ -124,7 +124,8 @@ class VisualTokens:
             raise ValueError(f"chunks of one film have grids {sorted({part.grid for part in parts})}: one is needed")
         rows = frames = extent = 0
         for part in parts:
-            owner = torch.where(part.owner >= 0, part.owner + rows, part.owner)
+            # a long film's first part is nearly all of it, and stays as it is
+            owner = torch.where(part.owner >= 0, part.owner + rows, part.owner) if rows else part.owner
             position = part.position + extent
             if position.ndim == 2:  # rows and columns are counted inside a frame
                 position = torch.cat((position[:1], part.position[1:]))
@@ -249,8 +250,9 @@ class VisualTokens:
     def _reduced(self, into: Tensor, survivors: Tensor, features: Tensor) -> VisualTokens:
         slot = torch.full((len(self) + 1,), DROPPED, dtype=torch.int64, device=into.device)  # last entry: dropped
         slot[survivors] = torch.arange(len(survivors), device=into.device)
-        row_to_slot = torch.where(into >= 0, slot[into], DROPPED)
-        owner = torch.where(self.owner >= 0, row_to_slot[self.owner], DROPPED)
+        row_to_slot = slot[torch.cat((into, into.new_tensor([DROPPED])))]  # -1 leads to the last entry in both
+        owner = row_to_slot[self.owner]
+        row_to_slot = row_to_slot[:-1]
         weight = torch.zeros(len(survivors), dtype=torch.int64, device=into.device)
         alive = row_to_slot >= 0
         weight.index_add_(0, row_to_slot[alive], self.weight[alive])
