@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from videoprune.demo import language
 from videoprune.demo.training.common import word_rows
 from videoprune.demo.training.export import assemble, disassemble, export
-from videoprune.demo.training.lm import Pupil, concept_ids
+from videoprune.demo.training.lm import Pupil
+from videoprune.demo.training.reader import concept_ids
 from videoprune.errors import UsageError
 
 

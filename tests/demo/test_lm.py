@@ -10,7 +10,7 @@ import torch
 
 from videoprune.demo import language
 from videoprune.demo.train import COURSES, FULL, SMOKE
-from videoprune.demo.training import lm
+from videoprune.demo.training import lm, reader
 from videoprune.demo.training.asking import FIRST, Mix
 from videoprune.demo.training.bank import Bank
 from videoprune.demo.training.compose import Composer, Shape
@@ -102,12 +102,12 @@ def test_a_letter_is_looked_for_at_its_option(bank: Bank) -> None:
         assert batch.spelt[i, mask].unique().tolist() == [language.LETTERS.index(letter)]
         assert mask.nonzero().max() < at  # of its own question, and before the answer
     pupil = lm.Pupil(0)
-    _, _, _, middle, late = lm.predict(pupil.reader, pupil.reader.head, batch)
-    before = lm.option_loss(pupil.reader, late, batch).item()
+    _, _, _, middle, late = reader.predict(pupil.reader, pupil.reader.head, batch)
+    before = reader.option_loss(pupil.reader, late, batch).item()
     for _ in range(10):
         pupil.backward(batch, 1)
         pupil.step(1.0)
-    _, _, _, after_middle, late = lm.predict(pupil.reader, pupil.reader.head, batch)
-    assert lm.option_loss(pupil.reader, late, batch).item() < before
+    _, _, _, after_middle, late = reader.predict(pupil.reader, pupil.reader.head, batch)
+    assert reader.option_loss(pupil.reader, late, batch).item() < before
     spelling = [pupil.keeper.letters(states, batch.spelt).item() for states in (middle, after_middle)]
     assert spelling[1] < spelling[0]

@@ -12,7 +12,7 @@ from transformers import GenerationConfig, LlavaOnevisionForConditionalGeneratio
 
 from videoprune.demo import language, scenes
 from videoprune.demo.training.common import IMAGE_MEAN, IMAGE_STD, build_model, word_rows
-from videoprune.demo.training.lm import Reader, concept_ids
+from videoprune.demo.training.reader import Reader, concept_ids
 from videoprune.errors import UsageError
 
 MOST_NEW_TOKENS = 160
