@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ class Scouting:
     def look(self, images: np.ndarray) -> Look:
         """See a chunk of frames (F * pair, H, W, 3) uint8, whole windows but for the film's last, and choose."""
         features, flops = self.method.see(images, self.prune, self.steps * self.pair)
-        if features is not None and self.pair > 1:
-            features = torch.stack([part.mean(dim=0) for part in features.split(self.pair)])
+        if features is not None:
+            features = per_step(features, self.pair)
         return self.choose(features, -(-len(images) // self.pair), Cost(linear=flops))
 
     def choose(self, features: Tensor | None, steps: int, cost: Cost) -> Look:
@@ -70,10 +71,15 @@ class Scouting:
         return every[every < frames]
 
 
+def per_step(seen: Tensor, pair: int) -> Tensor:
+    """(F, C) of sampled frames -> the mean of each `pair`, an odd last one alone: what a frame of the ledger shows."""
+    return seen if pair == 1 else torch.stack([part.mean(dim=0) for part in seen.split(pair)])
+
+
 def kept_steps(looks: Sequence[Look]) -> Tensor | None:
     """(K,) int64 steps of the film that the tower saw, from the looks at its chunks; None without any."""
-    starts = [sum(look.steps for look in looks[:number]) for number in range(len(looks))]
-    return torch.cat([look.kept + start for look, start in zip(looks, starts, strict=True)]) if looks else None
+    starts = accumulate((look.steps for look in looks), initial=0)
+    return torch.cat([look.kept + start for look, start in zip(looks, starts, strict=False)]) if looks else None
 
 
 def seen_events(events: Events, seen: Tensor) -> Events:

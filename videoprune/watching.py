@@ -22,7 +22,7 @@ from videoprune.ops.counting import CountedFlops
 from videoprune.report.flops import Cost
 from videoprune.report.report import Stopwatch
 from videoprune.run import Events
-from videoprune.scouting import Look, Scouting, all_events, in_film, kept_steps, seen_events
+from videoprune.scouting import Look, Scouting, all_events, in_film, kept_steps, per_step, seen_events
 from videoprune.store import Store
 from videoprune.tokens import VisualTokens
 from videoprune.video import Film, FilmInfo, FrameRule, Frames, prefetch, targets
@@ -70,11 +70,6 @@ def decoded(film: Film, stopwatch: Stopwatch) -> Iterator[Frames]:
         if batch is None:
             return
         yield batch
-
-
-def per_step(seen: Tensor, pair: int) -> Tensor:
-    """(F, C) of sampled frames -> the mean of each `pair`, an odd last one alone: what a frame of the ledger shows."""
-    return seen if pair == 1 else torch.stack([part.mean(dim=0) for part in seen.split(pair)])
 
 
 class Watcher:

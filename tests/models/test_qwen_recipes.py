@@ -19,7 +19,7 @@ from tests.models.qwen import ASKED, STEPS, encode, generate, stock_inputs
 from tests.models.test_packed_tower import MAKERS
 from tests.oracle import oracle_logits
 from tests.tiny_qwen import as_released
-from videoprune import watching
+from videoprune import scouting, watching
 from videoprune.demo.film import make_film
 from videoprune.errors import EnvironmentProblem, UsageError
 from videoprune.models.generation import reply_ids
@@ -263,5 +263,5 @@ def test_marks_in_the_question_are_refused(mark: str, host: QwenVL, images: np.n
 def test_relevance_is_that_of_steps() -> None:
     """Frames are scored by pictures and compared with the ledger's frames: two frames are one step."""
     seen = torch.arange(5.0)[:, None]
-    assert watching.per_step(seen, 2).flatten().tolist() == [0.5, 2.5, 4.0]
-    assert torch.equal(watching.per_step(seen, 1), seen)
+    assert scouting.per_step(seen, 2).flatten().tolist() == [0.5, 2.5, 4.0]
+    assert torch.equal(scouting.per_step(seen, 1), seen)
