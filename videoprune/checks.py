@@ -32,12 +32,15 @@ def check_range(name: str, value: Any, low: float, high: float, *, open_low: boo
 def scale_layers(layers: Sequence[int], paper_depth: int, depth: int) -> tuple[int, ...]:
     """Carry layer indices of a model with `paper_depth` layers to one with `depth`; refuse a collision.
 
-    Each index i becomes round(i * depth / paper_depth).
+    Each index i becomes round(i * depth / paper_depth); where two fall on one so, all are rounded down instead.
 
     Raises:
-        UsageError: where two layers fall on one, or one outside 0..depth-1.
+        UsageError: where two layers fall on one either way, or one outside 0..depth-1.
     """
     scaled = tuple(int(layer * depth / paper_depth + 0.5) for layer in layers)
+    down = tuple(int(layer * depth / paper_depth) for layer in layers)
+    if len(set(scaled)) < len(scaled) == len(set(down)):
+        scaled = down
     if len(set(scaled)) < len(scaled) or any(not 0 <= layer < depth for layer in scaled):
         raise UsageError(
             f"layers {list(layers)} of {paper_depth} become {list(scaled)} of this model's {depth}, "

@@ -1,5 +1,7 @@
 """Geo3DPruner against loops in float64."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -155,3 +157,16 @@ def test_positions():
 def test_refusals(bad):
     with pytest.raises(UsageError, match="given"):
         Geo3DPruner(**bad)
+
+
+def test_a_still_camera_needs_no_points():
+    given = film(4)
+    tokens = dataclasses.replace(given, scores={})
+    cells = torch.nn.functional.pad(tokens.cell.float() + 0.5, (0, 1))
+    kept = Geo3DPruner(keep=10, still_camera=True)(tokens, run(4))
+    wanted = Geo3DPruner(keep=10, size=1.0)(tokens.with_scores(points=cells), run(4))
+    assert torch.equal(kept.frame, wanted.frame)
+    assert torch.equal(kept.cell, wanted.cell)
+    assert not torch.equal(Geo3DPruner(keep=10, still_camera=True)(given, run(4)).features, kept.features)  # points win
+    with pytest.raises(UsageError, match="still_camera"):
+        Geo3DPruner(keep=10)(tokens, run(4))

@@ -92,9 +92,10 @@ def test_counts_towards():
 
 def test_layers_that_do_not_fit_are_refused():
     with pytest.raises(UsageError, match="collide"):
-        TransPrune().start(RUN, 8)
+        TransPrune().start(RUN, 4)
     with pytest.raises(UsageError, match="at least 1"):
         TransPrune(layers=(1, 10, 20), first=0).start(RUN, 8)
+    assert TransPrune().start(RUN, 8).points == [0, 1, 2]  # 7, 9, 12 of 32: rounded, two would fall on one
     assert TransPrune(layers=(2, 4), shares=(0.5, 0.2), first=1, paper_depth=8).start(RUN, 8).at == {1, 2, 3}
 
 

@@ -116,60 +116,67 @@ def _ask(work: Work, setting: Setting, video: Video, asked: Sequence[Asked]) -> 
     seconds = video.tokens.frame_seconds.numpy()
     model = video.pipeline.model_name
     forms = work.forms if setting.name in work.choices else tuple(form for form in work.forms if form == "open")
-    for one in asked:
-        base = {
-            "key": key(setting, work.film, model),
-            "setting": setting.name,
-            "frames": work.film.frames,
-            "seed": work.film.seed,
-            "kind": one.kind,
-            "question": one.question.text,
+    for form in forms:
+        fit = [one for one in asked if form == "open" or one.right is not None]
+        for one, measured in zip(fit, FORM[form](video, fit), strict=True):
+            base = {
+                "key": key(setting, work.film, model),
+                "setting": setting.name,
+                "frames": work.film.frames,
+                "seed": work.film.seed,
+                "kind": one.kind,
+                "question": one.question.text,
+            }
+            yield {**base, "form": form, **measured, **_recall(setting, video, one, seconds, form)}
+
+
+def _open(video: Video, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    for one, answer in zip(asked, video.ask_all([each.question.text for each in asked]), strict=True):
+        score = (
+            event_f1(answer.text, one.question.answer).f1
+            if one.kind in LISTS
+            else float(plain(answer.text) == plain(one.question.answer))
+        )
+        report = answer.report.to_dict()
+        shown = one.evidence(video.tokens.frame_seconds.numpy())
+        there = np.zeros(len(shown), dtype=bool)
+        there[answer.tokens.frame[answer.alive].numpy()] = True
+        yield {
+            "answer": one.question.answer,
+            "text": answer.text,
+            "score": score,
+            "evidence": float(there[shown].mean()) if shown.any() else None,
+            "tokens": report["tokens"],
+            "kv_bytes": report["kv"]["bytes"],
+            "kv_dense_bytes": report["kv"]["dense_bytes"],
+            "flops": report["flops"]["total"]["total"],
+            "flops_dense": report["flops"]["dense"]["total"],
+            "seconds": {stage: round(spent, 5) for stage, spent in report["seconds"].items()},
         }
-        for form in forms:
-            if form != "open" and one.right is None:
-                continue
-            yield {**base, "form": form, **FORM[form](video, one), **_recall(setting, video, one, seconds, form)}
 
 
-def _open(video: Video, one: Asked) -> dict[str, Any]:
-    answer = video.ask(one.question.text)
-    score = (
-        event_f1(answer.text, one.question.answer).f1
-        if one.kind in LISTS
-        else float(plain(answer.text) == plain(one.question.answer))
-    )
-    report = answer.report.to_dict()
-    shown = one.evidence(video.tokens.frame_seconds.numpy())
-    there = np.zeros(len(shown), dtype=bool)
-    there[answer.tokens.frame[answer.alive].numpy()] = True
-    return {
-        "answer": one.question.answer,
-        "text": answer.text,
-        "score": score,
-        "evidence": float(there[shown].mean()) if shown.any() else None,
-        "tokens": report["tokens"],
-        "kv_bytes": report["kv"]["bytes"],
-        "kv_dense_bytes": report["kv"]["dense_bytes"],
-        "flops": report["flops"]["total"]["total"],
-        "flops_dense": report["flops"]["dense"]["total"],
-        "seconds": {stage: round(spent, 5) for stage, spent in report["seconds"].items()},
-    }
+def _options(video: Video, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    for one in asked:
+        scored = video.options(one.question.text, one.options)
+        yield {"answer": one.question.answer, "text": scored.text, "score": float(scored.chosen == one.right)}
 
 
-def _options(video: Video, one: Asked) -> dict[str, Any]:
-    scored = video.options(one.question.text, one.options)
-    return {"answer": one.question.answer, "text": scored.text, "score": float(scored.chosen == one.right)}
+def _letters(video: Video, asked: Sequence[Asked]) -> Iterator[dict[str, Any]]:
+    for one, answer in zip(asked, video.ask_all([_with_letters(one) for one in asked]), strict=True):
+        found = re.search(r"\(?\s*([A-D])\b", answer.text)
+        right = LETTERS[one.right] if one.right is not None else ""
+        score = float(found is not None and found.group(1) == right)
+        yield {"answer": right, "text": answer.text, "score": score}
 
 
-def _letters(video: Video, one: Asked) -> dict[str, Any]:
+def _with_letters(one: Asked) -> str:
     lines = "\n".join(f"({letter}) {text}" for letter, text in zip(LETTERS, one.options, strict=True))
-    answer = video.ask(f"{one.question.text}\n{lines}")
-    found = re.search(r"\(?\s*([A-D])\b", answer.text)
-    right = LETTERS[one.right] if one.right is not None else ""
-    return {"answer": right, "text": answer.text, "score": float(found is not None and found.group(1) == right)}
+    return f"{one.question.text}\n{lines}"
 
 
-FORM: dict[str, Callable[[Video, Asked], dict[str, Any]]] = {"open": _open, "options": _options, "letters": _letters}
+FORM: dict[str, Callable[[Video, Sequence[Asked]], Iterator[dict[str, Any]]]] = {
+    "open": _open, "options": _options, "letters": _letters,
+}  # fmt: skip
 
 
 def plain(text: str) -> str:

@@ -96,11 +96,15 @@ def _recipe(name: str, max_new_tokens: int) -> dict[str, Any]:
 
 def _single(stage: str, name: str, share: float, max_new_tokens: int) -> Setting:
     """One method alone; the segment stage is there for those that read events."""
-    recipe = {stage: {"method": name, "keep": share}, "max_new_tokens": max_new_tokens}
+    recipe: dict[str, Any] = {stage: {"method": name, "keep": share}, "max_new_tokens": max_new_tokens}
     if find(stage, name).scope == "event" or name in ("metok", "prunevid"):
         recipe["segment"] = {"method": "metok"}
     if (stage, name) == ("encode", "ssm"):
         recipe["scout"] = {"method": "ssm"}  # whose tower it prunes
+    if (stage, name) == ("merge", "geo3dpruner"):
+        recipe[stage]["still_camera"] = True  # the generated films' hardly moves
+    if (stage, name) == ("prefill", "vflowopt"):  # ranks by what its merge leaves, which merges nothing here
+        recipe["merge"] = {"method": "vflowopt", "keep": 1, "at_most": 2**30}
     label = name if stage == "merge" and name in BASELINES else f"{stage}.{name}"
     return Setting(f"{label}@{share:g}", recipe, budget=share)
 

@@ -95,6 +95,8 @@ class Geo3DPruner(MergeMethod):
     Added rows (newline, summary) stay.
 
     Args:
+        still_camera: where no points are given, take each cell of the frames' grid for one voxel: right where the camera
+            stands still (ours); without it, points are a must.
         size: edge of a voxel.
         ratio: alpha, share of each voxel that goes before all others.
         at_once: K, voxels taken a round.
@@ -112,6 +114,7 @@ class Geo3DPruner(MergeMethod):
     size: float = 0.1
     ratio: float = 0.5
     at_once: int = 8
+    still_camera: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,11 +126,13 @@ class Geo3DPruner(MergeMethod):
         rows = (tokens.weight > 0).nonzero()[:, 0]
         count = self.count(len(rows))
         points = tokens.scores.get("points")
+        if points is None and self.still_camera:
+            points = self.size * torch.nn.functional.pad(tokens.cell.double() + 0.5, (0, 1))
         if points is None or points.ndim != 2 or points.shape[1] != 3 or not bool(torch.isfinite(points).all()):
             given = "none are" if points is None else f"{tuple(points.shape)} (or values that are not finite) is"
             raise UsageError(
                 f"points: {given} given; merge.geo3dpruner needs a finite 3-D point a token, shape ({len(tokens)}, 3): "
-                "put them into tokens.with_scores(points=…) before it"
+                "put them into tokens.with_scores(points=…) before it, or set still_camera: true if the camera never moves"
             )
         if count < len(rows):
             voxel = voxels(points[rows], self.size)
