@@ -49,6 +49,7 @@ def film(cache: Path, minutes: int, seed: int) -> Path:
 def ask(path: str) -> None:
     """`videoprune ask` in this process, with what it holds and has spent once the model is loaded beside its JSON."""
     from videoprune.commands import ask as command
+    from videoprune.decoding import DecodeProcess
 
     loaded: dict[str, float] = {}
     load: Callable[..., Any] = command.load_pipeline
@@ -60,6 +61,13 @@ def ask(path: str) -> None:
         return pipe
 
     command.load_pipeline = loading
+    kill, beside = DecodeProcess.kill, [0]
+
+    def killing(decoder: DecodeProcess) -> None:
+        beside.append(decoder.resident())
+        kill(decoder)
+
+    DecodeProcess.kill = killing  # type: ignore[method-assign]
     sys.argv[1:] = ["ask", path, QUESTION, "--fps", "1", "--json", "--quiet"]
     import contextlib
     import io
@@ -68,7 +76,7 @@ def ask(path: str) -> None:
 
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         cli.run()
-    print(json.dumps({"loaded": loaded, "result": json.loads(out.getvalue())}))
+    print(json.dumps({"loaded": loaded, "decoder": max(beside), "result": json.loads(out.getvalue())}))
 
 
 def memory(given: argparse.Namespace) -> None:
@@ -84,6 +92,7 @@ def memory(given: argparse.Namespace) -> None:
                     "loaded": said["loaded"]["rss"],
                     "peak": ended.peak,
                     "above": ended.peak - said["loaded"]["rss"],
+                    "decoder": said["decoder"],
                     "cpu": ended.cpu,
                     "cpu_above": ended.cpu - said["loaded"]["cpu"],
                     "wall": ended.wall,
@@ -94,7 +103,10 @@ def memory(given: argparse.Namespace) -> None:
             print(f"{minutes} min: {rows[minutes][-1]}", file=sys.stderr, flush=True)
     lengths = [
         {"minutes": minutes}
-        | {key: median(each[key] for each in runs) for key in ("loaded", "peak", "above", "cpu", "cpu_above", "wall")}
+        | {
+            key: median(each[key] for each in runs)
+            for key in ("loaded", "peak", "above", "decoder", "cpu", "cpu_above", "wall")
+        }
         | {"frames": runs[0]["frames"], "tokens": runs[0]["tokens"], "runs": runs}
         for minutes, runs in rows.items()
     ]
@@ -124,6 +136,7 @@ def memory_text(data: dict[str, Any]) -> str:
             shared.mib(each["loaded"]),
             shared.mib(each["above"]),
             shared.mib(each["peak"]),
+            shared.mib(each["decoder"]),
             f"{each['cpu']:.1f}",
             f"{each['cpu_above']:.1f}",
             f"{1000 * each['cpu_above'] / each['frames']:.2f}",
@@ -132,8 +145,8 @@ def memory_text(data: dict[str, Any]) -> str:
         for each in data["lengths"]
     ]
     head = (
-        "film", "frames", "tokens sampled", "enter the LM", "loaded, MiB", "peak above it, MiB", "peak, MiB", "CPU s",
-        "CPU s after loading", "ms a frame", "wall s",
+        "film", "frames", "tokens sampled", "enter the LM", "loaded, MiB", "peak above it, MiB", "peak, MiB", "decoder, MiB",
+        "CPU s", "CPU s after loading", "ms a frame", "wall s",
     )  # fmt: skip
     above, peak, slope = data["above_ratio"], data["peak_ratio"], data["slope_ratio"]
     slopes = " and ".join(f"{1000 * each:.2f}" for each in data["slopes"])
@@ -141,7 +154,8 @@ def memory_text(data: dict[str, Any]) -> str:
         shared.prose(
             "`videoprune ask` with the demo model and its default recipe at 1 frame a second, no cap on frames, each run a",
             f"fresh process; medians of {len(data['lengths'][0]['runs'])} run(s). Peak: the kernel's `ru_maxrss`, as",
-            "`/usr/bin/time -v` shows it; loaded: resident once the model is there.",
+            "`/usr/bin/time -v` shows it; loaded: resident once the model is there; decoder: resident in the process that",
+            "decodes beside it, which peak does not count. CPU time is of both.",
         ),
         shared.table(head, rows),
     ]
@@ -187,9 +201,9 @@ def watch(given: argparse.Namespace) -> None:
     frames = 0
 
     def clocked(name: str, work: Callable[[], object]) -> None:
-        begun = time.perf_counter(), time.process_time()
+        begun = time.perf_counter(), sum(os.times()[:4])  # with the process that decodes, once it has ended
         work()
-        spent[name].append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
+        spent[name].append((time.perf_counter() - begun[0], sum(os.times()[:4]) - begun[1]))
         print(f"{name}: {spent[name][-1]}", file=sys.stderr, flush=True)
 
     def decode() -> None:

@@ -22,6 +22,7 @@ import queue
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -223,7 +224,7 @@ class Film:
                 raise UsageError(f"{name}={value!r}; a whole number of at least 1 is allowed", stage="video")
         self.rule = rule or FrameRule()
         self.decoder = "pyav" if decoder == "auto" else decoder
-        self.chunk, self.threads = chunk, threads
+        self.chunk, self.threads, self.window = chunk, threads, window
         self.warnings: list[str] = []
         self.stats: dict[str, int] = {}
         self._open: list[Any] = []
@@ -255,6 +256,10 @@ class Film:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def opener(self) -> partial[Film]:
+        """What opens it once more, as another process can be asked to."""
+        return partial(Film, self.info.path, self.rule, self.decoder, self.chunk, self.threads, self.window)
 
     def close(self) -> None:
         """Close the file; a reading that is under way ends."""

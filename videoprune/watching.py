@@ -1,4 +1,4 @@
-"""Watching: decode → encode → store, a chunk of frames at a time, decoding in a thread beside the model.
+"""Watching: decode → encode → store, a chunk of frames at a time, decoding beside the model.
 
 A `Watcher` is one pipeline's side of it, so that several pipelines can watch one decoding.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from videoprune.answer import Progress, silent
+from videoprune.decoding import decoded_beside
 from videoprune.models.host import Encoded, Sampling
 from videoprune.models.shortage import halving
 from videoprune.ops.counting import CountedFlops
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from videoprune.pipeline import Pipeline
 
 CHUNK = 32  # frames decoded and encoded at a time; rounded up to whole windows of the encode methods
+LONG = 512  # frames from which on a film is decoded in a process of its own: twice where that begins to pay
 AHEAD = 1  # decoded chunks that wait for the model
 
 
@@ -62,8 +64,9 @@ def window_of(pipes: Sequence[Pipeline]) -> int:
 
 
 def decoded(film: Film, stopwatch: Stopwatch) -> Iterator[Frames]:
-    """The chunks of a film, decoded in a thread; `decode_film` is the time that the model waits for it."""
-    chunks = prefetch(film, AHEAD)
+    """The chunks of a film, decoded in a thread, or a long film's in a process, which takes a third of a second to start but
+    leaves the interpreter to the model; `decode_film` is the time that the model waits for it."""
+    chunks = decoded_beside(film) if len(film) >= LONG and os.name == "posix" else prefetch(film, AHEAD)
     while True:
         with stopwatch("decode_film"):
             batch = next(chunks, None)

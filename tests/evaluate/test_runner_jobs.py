@@ -1,27 +1,17 @@
-"""What is planned: films by content, longest first, shards that cover a set, and decoding ahead under a bound."""
+"""What is planned: films by content, longest first, and shards that cover a set."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import threading
-import time
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import numpy as np
 import pytest
 
 from videoprune.errors import FilmError, UsageError
 from videoprune.evaluate.base import Benchmark, Question
-from videoprune.evaluate.decoding import DecodeProcess, DecodeThread, Ended, Opened, Reading
 from videoprune.evaluate.jobs import gather, model_revision, plan, read_shard
 from videoprune.evaluate.rows import Setup, error_of, film_row, question_row
 from videoprune.evaluate.store import Results
-from videoprune.video import Frames
 
 SETUP = Setup("demo", "aa", "demo", "bb", {"fps": 1}, "likelihood", "cc", 0)
 
@@ -116,125 +106,3 @@ def test_a_models_revision_follows_its_files(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"2" * 100)
     assert model_revision(str(tmp_path), None)[1] != first
     assert model_revision(None, None)[0] == "demo"
-
-
-# ----------------------------------------------------------------------------------------------------------- decoding
-
-
-class FakeFilm:
-    """A film of `count` chunks that notes how far it was read."""
-
-    def __init__(self, count: int, read: list[int], fail_at: int | None = None) -> None:
-        self.count, self.read, self.fail_at = count, read, fail_at
-        self.info: Any = SimpleNamespace(duration=float(count))
-        self.warnings = ["cut"]
-
-    def __enter__(self) -> FakeFilm:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __iter__(self) -> Any:
-        for number in range(self.count):
-            if number == self.fail_at:
-                raise FilmError("broken")
-            self.read.append(number)
-            yield Frames(np.full((1, 10, 10, 3), number, np.uint8), np.array([float(number)]), np.array([number]))
-
-
-class FatalFilm(FakeFilm):
-    """Takes its process with it."""
-
-    def __iter__(self) -> Any:
-        yield next(super().__iter__())
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def everything(thread: DecodeThread | DecodeProcess) -> list[Any]:
-    items: list[Any] = []
-    while not items or not isinstance(items[-1], Ended):
-        items.append(thread.take())
-    return items
-
-
-def test_films_come_in_order_and_their_errors_with_them() -> None:
-    thread = DecodeThread()
-    thread.submit(Reading(lambda: FakeFilm(2, [])))  # type: ignore[arg-type, return-value]
-    thread.submit(Reading(lambda: FakeFilm(3, [], fail_at=1)))  # type: ignore[arg-type, return-value]
-    first, second = everything(thread), everything(thread)
-    assert [type(item) for item in first] == [Opened, Frames, Frames, Ended]
-    assert first[-1].error is None
-    assert first[-1].warnings == ["cut"]
-    assert [type(item) for item in second] == [Opened, Frames, Ended]
-    assert isinstance(second[-1].error, FilmError)
-
-
-def settled(read: list[int]) -> int:
-    before = -1
-    while before != len(read):
-        before = len(read)
-        time.sleep(0.1)
-    return before
-
-
-def test_no_more_is_decoded_ahead_than_the_bound() -> None:
-    read: list[int] = []
-    thread = DecodeThread(ahead=1000)  # three chunks of 300 bytes
-    thread.submit(Reading(lambda: FakeFilm(50, read)))  # type: ignore[arg-type, return-value]
-    assert settled(read) == 4  # three wait, and one stands at the door
-    assert isinstance(thread.take(), Opened)
-    thread.take()
-    assert settled(read) == 5
-    assert len(everything(thread)) == 50  # 49 chunks and the end
-
-
-def test_the_rest_of_a_film_can_be_skipped() -> None:
-    read: list[int] = []
-    reading = Reading(lambda: FakeFilm(1000, read))  # type: ignore[arg-type, return-value]
-    thread = DecodeThread(ahead=1000)
-    thread.submit(reading)
-    assert isinstance(thread.take(), Opened)
-    reading.skip.set()
-    ended = everything(thread)[-1]
-    assert ended.error is None
-    assert len(read) < 10
-    assert threading.active_count() < 50
-
-
-def test_a_process_hands_over_what_a_thread_does_and_survives_a_crash() -> None:
-    decoder = DecodeProcess()
-    films = [
-        partial(FakeFilm, 2, []),
-        partial(FakeFilm, 3, [], fail_at=1),
-        partial(FatalFilm, 3, []),
-        partial(FakeFilm, 1, []),
-    ]
-    for film in films:
-        decoder.submit(Reading(film))
-    whole, broken, fatal, after = (everything(decoder) for _ in films)
-    assert [type(item) for item in whole] == [Opened, Frames, Frames, Ended]
-    assert [item.images.mean() for item in whole[1:3]] == [0, 1]
-    assert whole[2].images.shape == (1, 10, 10, 3)
-    assert (whole[2].seconds.tolist(), whole[2].index.tolist()) == ([1.0], [1])
-    assert whole[-1].warnings == ["cut"]
-    assert error_of(broken[-1].error)["message"] == "broken"
-    assert error_of(broken[-1].error)["type"] == "FilmError"
-    assert error_of(fatal[-1].error)["type"] == "DecoderDied"
-    assert "signal 9" in str(fatal[-1].error)
-    assert [type(item) for item in after] == [Opened, Frames, Ended]
-    assert decoder.resident() > 1 << 20
-    decoder.close()
-
-
-def test_a_process_skips_the_rest_of_a_film() -> None:
-    decoder = DecodeProcess(ahead=1000)
-    reading = Reading(partial(FakeFilm, 100_000, []))
-    decoder.submit(reading)
-    assert isinstance(decoder.take(), Opened)
-    reading.skip.set()
-    assert len(everything(decoder)) < 50_000
-    decoder.close()

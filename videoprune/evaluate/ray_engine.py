@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from videoprune.decoding import DecodeThread, Ended, Given, portable
 from videoprune.errors import EnvironmentProblem, VideoPruneError
-from videoprune.evaluate.decoding import DecodeThread, Ended, Given, portable
 from videoprune.evaluate.jobs import Job, Settings
 from videoprune.evaluate.rows import error_of, film_row
 from videoprune.evaluate.runner import Tally, cores, raised, terminable

@@ -13,9 +13,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from videoprune.decoding import DecodeProcess, Ended, Opened, Reading
 from videoprune.errors import EnvironmentProblem, VideoPruneError
 from videoprune.evaluate.base import Question, protocol
-from videoprune.evaluate.decoding import DecodeProcess, Ended, Opened, Reading
 from videoprune.evaluate.jobs import Job, Settings
 from videoprune.evaluate.rows import DIGITS, Row, error_of, film_row, question_row
 from videoprune.processes import die_with_parent, resident

@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
+import math
+import mmap
 import os
 import signal
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
 import numpy as np
 
-from videoprune.errors import EnvironmentProblem
-from videoprune.evaluate.rows import error_of
-from videoprune.processes import die_with_parent, how_it_ended, resident
+from videoprune.errors import EnvironmentProblem, VideoPruneError
+from videoprune.processes import how_it_ended, resident
 from videoprune.video import Film, FilmInfo, Frames
 
+MEMORY_FILES = hasattr(os, "memfd_create")  # Linux; elsewhere a file in the folder for temporary ones
 CLOSING = 5.0  # seconds a decoder's process gets to leave
 AHEAD = 256 << 20  # bytes of decoded frames that may wait for the model
 Opener = Callable[[], Film]
@@ -145,20 +150,55 @@ class Given(Exception):
 
 
 def portable(item: Opened | Frames | Ended) -> Opened | Frames | Ended:
-    """The item as another process can take it: exceptions of libraries do not always survive pickling."""
-    if not isinstance(item, Ended) or item.error is None:
+    """The item as another process can take it: exceptions of libraries do not always survive pickling, ours do."""
+    if not isinstance(item, Ended) or item.error is None or isinstance(item.error, VideoPruneError):
         return item
-    found = error_of(item.error, "video")
-    return dataclasses.replace(item, error=Given(found["type"], found["stage"], found["message"]))
+    return dataclasses.replace(item, error=Given(type(item.error).__name__, "video", str(item.error)))
 
 
 @dataclass(frozen=True, eq=False)
 class _Header:
-    """Announces the pixels of a chunk, which follow as plain bytes."""
+    """Announces the pixels of a chunk, which lie in the slot until `_TAKEN` is said."""
 
     shape: tuple[int, ...]
     seconds: np.ndarray
     index: np.ndarray
+
+
+class _Slot:
+    """Memory that both processes see: the number of the film that was opened last, which outlives a crash, and one chunk's
+    pixels. A pipe would take ten times as long for them."""
+
+    NUMBER = 8  # bytes
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+        if os.fstat(file).st_size < self.NUMBER:
+            os.ftruncate(file, self.NUMBER)
+        self._map = mmap.mmap(file, 0)
+
+    @property
+    def opened(self) -> int:
+        return int.from_bytes(self._map[: self.NUMBER], sys.byteorder, signed=True)
+
+    @opened.setter
+    def opened(self, number: int) -> None:
+        self._map[: self.NUMBER] = number.to_bytes(self.NUMBER, sys.byteorder, signed=True)
+
+    def _pixels(self, shape: tuple[int, ...]) -> np.ndarray:
+        """(F, H, W, 3) uint8 that lies in the slot."""
+        size = self.NUMBER + math.prod(shape)
+        if size > len(self._map):  # the other side may have made it larger
+            if os.fstat(self._file).st_size < size:
+                os.ftruncate(self._file, size)
+            self._map = mmap.mmap(self._file, 0)
+        return np.frombuffer(self._map, np.uint8, math.prod(shape), self.NUMBER).reshape(shape)
+
+    def put(self, images: np.ndarray) -> None:
+        self._pixels(images.shape)[:] = images
+
+    def get(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self._pixels(shape).copy()
 
 
 @dataclass(eq=False)
@@ -173,7 +213,8 @@ class _Asked:
 class DecodeProcess:
     """What `DecodeThread` does, in a process of its own, which is started again when it dies of a film.
 
-    `submit` and `take` may be called from two threads. The process must not be a daemon's child: see `multiprocessing`.
+    `submit` and `take` may be called from two threads. The process is no `multiprocessing.Process`, which would run the
+    caller's script a second time where that has no `if __name__ == "__main__"`.
     """
 
     def __init__(self, ahead: int = AHEAD) -> None:
@@ -216,8 +257,19 @@ class DecodeProcess:
     def close(self) -> None:
         """End the process behind what it was given, and wait for it: what it took is then counted as its parent's."""
         self.submit(None)
-        self._process.join(CLOSING)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(CLOSING)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the process wherever it is."""
+        self._process.kill()
+        self._process.wait()
+        self._close()
+
+    def _close(self) -> None:
         self._connection.close()
+        self._memory.close()
 
     def resident(self) -> int:
         """Memory that the process holds, in bytes."""
@@ -233,53 +285,79 @@ class DecodeProcess:
             item = self._connection.recv()
             if not isinstance(item, _Header):
                 return item  # type: ignore[no-any-return]
-            images = np.empty(item.shape, np.uint8)
-            self._connection.recv_bytes_into(images.data.cast("B"))
+            images = self._slot.get(item.shape)
+            with self._lock:
+                self._connection.send(_TAKEN)
             return Frames(images, item.seconds, item.index)
         except (EOFError, OSError):
             self._revive()
             return None
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._at = context.Value("q", -1, lock=False)  # number of the reading that was opened last
-        self._process = context.Process(
-            target=_serve, args=(theirs, self._ahead, self._at), name="videoprune-decoder", daemon=True
-        )
-        self._process.start()
+        self._connection, theirs = Pipe()
+        # A file without a name in memory; /dev/shm is often too small for large pictures, and would kill both sides.
+        self._memory = os.fdopen(os.memfd_create("videoprune"), "r+b") if MEMORY_FILES else tempfile.TemporaryFile()  # noqa: SIM115
+        self._slot = _Slot(self._memory.fileno())
+        self._slot.opened = -1
+        fds = theirs.fileno(), self._memory.fileno()
+        code = f"import sys; sys.path[:] = {sys.path!r}; from videoprune.decoding import serve; serve(*{fds}, {self._ahead})"
+        self._process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.DEVNULL, pass_fds=fds)
         theirs.close()
 
     def _revive(self) -> None:
-        self._process.join()
-        how = how_it_ended(self._process.exitcode)
+        how = how_it_ended(self._process.wait())
         with self._lock:
-            guilty = next((asked for asked in self._asked if asked.number == self._at.value), None)
+            guilty = next((asked for asked in self._asked if asked.number == self._slot.opened), None)
             if guilty is None:  # it did not get as far as a film: another one would not either
                 raise EnvironmentProblem(f"the decoder's process ended by {how} before it read a film")
             error = Given("DecoderDied", "video", f"the decoder ended by {how} at this film; look at the film")
             guilty.died = Ended([], time.monotonic() - self._begun, 0.0, error)
             self._again = 0 if guilty is self._asked[0] else self._taken
             self._told = False
-            self._connection.close()
+            self._close()
             self._start()
             for asked in self._asked:
                 if asked.died is None:
                     self._connection.send((asked.number, asked.reading.open))
 
 
-_SKIP = "skip"
+def decoded_beside(film: Film) -> Iterator[Frames]:
+    """The chunks of a film, decoded in a process beside this one; what is wrong with it is added to `film.warnings`.
+
+    Raises:
+        FilmError: as the film's own iteration.
+        EnvironmentProblem: the process died.
+    """
+    decoder = DecodeProcess(ahead=film.chunk * film.info.width * film.info.height * 3)
+    try:
+        decoder.submit(Reading(film.opener()))
+        while True:
+            item = decoder.take()
+            if isinstance(item, Frames):
+                yield item
+            elif isinstance(item, Ended):
+                film.warnings[:] = item.warnings
+                if isinstance(item.error, Given):
+                    raise EnvironmentProblem(f"film {film.info.path!r}: {item.error}", stage="video")
+                if item.error is not None:
+                    raise item.error
+                return
+    finally:
+        decoder.kill()
 
 
-def _open(at: Any, number: int, opener: Opener) -> Film:
-    at.value = number
+_SKIP, _TAKEN = "skip", "taken"
+
+
+def _open(slot: _Slot, number: int, opener: Opener) -> Film:
+    slot.opened = number
     return opener()
 
 
-def _serve(connection: Any, ahead: int, at: Any) -> None:
+def serve(connection_fd: int, memory_fd: int, ahead: int) -> None:
     """Body of a decoder's process: numbered openers in, items out."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's to answer
-    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    connection, slot, free = Connection(connection_fd), _Slot(memory_fd), threading.Semaphore()
     thread = DecodeThread(ahead)
     readings: deque[Reading | None] = deque()
     arrived = threading.Semaphore(0)
@@ -288,18 +366,21 @@ def _serve(connection: Any, ahead: int, at: Any) -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 asked = connection.recv()
+                if asked == _TAKEN:
+                    free.release()
+                    continue
                 if asked == _SKIP:
                     first = readings[0]
                     if first is not None:
                         first.skip.set()
                     continue
-                reading = None if asked is None else Reading(partial(_open, at, *asked))
+                reading = None if asked is None else Reading(partial(_open, slot, *asked))
                 readings.append(reading)
                 thread.submit(reading)
                 arrived.release()
                 if reading is None:
                     return
-        os._exit(1)  # the worker is gone
+        os._exit(1)  # the parent is gone
 
     threading.Thread(target=receive, name="videoprune-readings", daemon=True).start()
     with contextlib.suppress(OSError):
@@ -311,8 +392,9 @@ def _serve(connection: Any, ahead: int, at: Any) -> None:
             while not ended:
                 item = portable(thread.take())
                 if isinstance(item, Frames):
+                    free.acquire()
+                    slot.put(item.images)
                     connection.send(_Header(item.images.shape, item.seconds, item.index))
-                    connection.send_bytes(np.ascontiguousarray(item.images).data.cast("B"))
                     continue
                 ended = isinstance(item, Ended)
                 if ended:
