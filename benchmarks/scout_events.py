@@ -15,13 +15,12 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from videoprune import __version__
 from videoprune.bench.films import FIRST_SEED, HeldOut
-from videoprune.demo import names, scenes, weights_path
-from videoprune.demo.film import FPS, camera, film_timeline
+from videoprune.demo import weights_path
+from videoprune.demo.film import film_timeline
 from videoprune.encode.ssm import SSM as Prune
 from videoprune.method import EncodeMethod, ScoutMethod
 from videoprune.models.load import load_host
@@ -34,25 +33,6 @@ from videoprune.trained import HostFacts
 from videoprune.training.concepts import draw
 
 KINDS = ("actor", "item", "anomaly")
-
-
-def drawn(film: HeldOut) -> tuple[np.ndarray, np.ndarray]:
-    """The frames (F, H, W, 3) that the film's rule samples, and their seconds (F,)."""
-    timeline = film_timeline(film.minutes, film.seed)
-    seconds = (film.rule.start or 0) + np.arange(int(film.frames - (film.rule.start or 0)))
-    views: dict[str, np.ndarray] = {}
-    images = []
-    for second in seconds:
-        number = int(second * FPS)  # the picture that is shown then
-        at = number / FPS
-        place = timeline.shot_at(at).place
-        if place not in views:
-            views[place] = scenes.draw_place(place, np.random.default_rng((film.seed, 1, names.PLACES.index(place))))
-        event = timeline.event_at(at)
-        rng = np.random.default_rng((film.seed, 2, number))
-        progress = event.progress(at) if event else 0.0
-        images.append(scenes.draw_frame(views[place], rng, camera(at, film.seed), event, progress)[0])
-    return np.stack(images), seconds
 
 
 def untrained(eyes: SSM, facts: HostFacts) -> torch.nn.Module:
@@ -85,7 +65,7 @@ def main() -> None:
     total, scout_seconds, tower_seconds = 0, list[float](), list[float]()
     for seed in range(FIRST_SEED, FIRST_SEED + options.films):
         film = HeldOut(seed, options.frames)
-        images, seconds = drawn(film)
+        images, seconds = film.drawn()
         total += len(images)
         started = time.process_time()
         looked = [eyes.see(images[at : at + 32], prune, at)[0] for at in range(0, len(images), 32)]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from videoprune.demo.film import film_timeline, make_film
+from videoprune.demo import names, scenes
+from videoprune.demo.film import FPS, camera, film_timeline, make_film
 from videoprune.demo.questions import TASKS, Asker, Question, with_options
 from videoprune.video import FrameRule
 
@@ -61,6 +62,26 @@ class HeldOut:
         if not path.is_file():
             make_film(path, self.minutes, self.seed)
         return path
+
+    def drawn(self) -> tuple[np.ndarray, np.ndarray]:
+        """The frames (F, H, W, 3) that the rule samples and their seconds (F,), without a video file between."""
+        timeline, start = film_timeline(self.minutes, self.seed), self.rule.start or 0
+        seconds = start + np.arange(int(self.frames - start))
+        views: dict[str, np.ndarray] = {}
+        images = []
+        for second in seconds:
+            number = int(second * FPS)  # the picture that is shown then
+            at = number / FPS
+            place = timeline.shot_at(at).place
+            if place not in views:
+                views[place] = scenes.draw_place(
+                    place, np.random.default_rng((self.seed, 1, names.PLACES.index(place)))
+                )
+            event = timeline.event_at(at)
+            rng = np.random.default_rng((self.seed, 2, number))
+            progress = event.progress(at) if event else 0.0
+            images.append(scenes.draw_frame(views[place], rng, camera(at, self.seed), event, progress)[0])
+        return np.stack(images), seconds
 
     def questions(self, each: int) -> list[Asked]:
         """Up to `each` different questions of every kind, the same at every call."""
