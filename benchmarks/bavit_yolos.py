@@ -6,7 +6,8 @@
 
 Stock classes, small, trained here: there is no checkpoint of that size. YOLOS' trunk starts from the demo model's vision tower
 (`--start random` does without), as the authors' starts from DeiT; DETR starts from random weights. Both find one to three shapes
-in generated pictures of 112 pixels. What is dropped is decided by the classifiers that ship for the demo model, which have
+in generated pictures of 112 pixels. Training begins with the object of each query given (`by_cell`), then goes on with the stock
+loss, which matches them by cost. What is dropped is decided by the classifiers that ship for the demo model, which have
 never seen these pictures. Fine-tuning goes on with the pruning on; the same steps without pruning are the control.
 
 Throughput is process CPU time on held-out pictures, in pairs that run in turn with the stock model; the classifier is in it.
@@ -29,12 +30,14 @@ from typing import Any
 import torch
 from detection import HELD_OUT, Picture, average_precision, draw_pictures, labels_of, pixels_of
 from torch import Tensor
+from transformers.image_transforms import center_to_corners_format
+from transformers.loss.loss_for_object_detection import generalized_box_iou
 
 from videoprune import demo
 from videoprune.demo import names, scenes
 from videoprune.encode.bavit import BAViT, foreground
 from videoprune.encode.random import draw
-from videoprune.models.detectors import PrunedDetector, PrunedDetr, PrunedYolos, detector_facts
+from videoprune.models.detectors import Detections, PrunedDetector, PrunedDetr, PrunedYolos, detector_facts
 from videoprune.models.preprocess import CLIP_MEAN, CLIP_STD
 
 PATCH, QUERIES = 14, scenes.GRID**2
@@ -57,15 +60,47 @@ def make_yolos(start: str) -> PrunedDetector:
     from transformers import YolosConfig, YolosForObjectDetection
 
     config = YolosConfig(
-        hidden_size=128, num_hidden_layers=4, num_attention_heads=4, intermediate_size=512, hidden_act="quick_gelu",
+        hidden_size=128, num_hidden_layers=5, num_attention_heads=4, intermediate_size=512, hidden_act="quick_gelu",
         image_size=[scenes.SIZE, scenes.SIZE], patch_size=PATCH, num_detection_tokens=QUERIES, num_labels=len(names.SHAPES),
-        use_mid_position_embeddings=False, layer_norm_eps=1e-5,
+        use_mid_position_embeddings=True, layer_norm_eps=1e-5,
     )  # fmt: skip
     detector = YolosForObjectDetection(config)
     torch.nn.init.normal_(detector.vit.embeddings.detection_tokens, std=0.5)
     if start == "tower":
         start_from_tower(detector)
+    look_in_place(detector)
     return PrunedYolos(detector)
+
+
+@torch.no_grad()
+def look_in_place(detector: Any) -> None:
+    """Let detection tokens begin by looking at their own cell in the last layer, which no tower has trained.
+
+    Places as 2-D sines are added before it, and its queries and keys are one projection, so that what stands near is most
+    alike. Detection tokens that look everywhere alike learn a mean box each and stay there: that was tried.
+    """
+    vit, side = detector.vit, scenes.SIZE // PATCH
+    added = vit.encoder.interpolation.mid_position_embeddings.zero_()[-1, 0]
+    hidden = vit.embeddings(pixels_of(draw_pictures(64, 0)))
+    for layer in vit.encoder.layer[:-1]:
+        hidden = layer(hidden)
+    cells, queries = torch.arange(side**2), torch.arange(QUERIES)
+    width = side / math.isqrt(QUERIES)
+    rows, columns = queries // math.isqrt(QUERIES) * width, queries % math.isqrt(QUERIES) * width
+    scale = 2 * math.sqrt(2) * hidden[:, 1:-QUERIES].std()  # sines are half as strong as their peak: twice the content
+    added[1:-QUERIES] = scale * sines(cells // side, cells % side, side, added.shape[1])
+    added[-QUERIES:] = scale * sines(rows + (width - 1) / 2, columns + (width - 1) / 2, side, added.shape[1])
+    last = vit.encoder.layer[-1].attention
+    torch.nn.init.normal_(last.attention.query.weight, std=0.075)
+    last.attention.key.weight.copy_(last.attention.query.weight)
+    for linear in (last.attention.value, last.output.dense):
+        torch.nn.init.xavier_uniform_(linear.weight)
+
+
+def sines(row: Tensor, column: Tensor, side: int, width: int) -> Tensor:
+    """(N, width) sines and cosines of places on a grid of `side` x `side`, with periods from 2.5 cells to twice the side."""
+    rate = 2 * math.pi / torch.logspace(math.log2(2 * side), math.log2(2.5), width // 4, base=2)
+    return torch.cat([wave(at[:, None] * rate) for at in (row, column) for wave in (torch.sin, torch.cos)], dim=1)
 
 
 def start_from_tower(detector: Any) -> None:
@@ -92,7 +127,7 @@ def start_from_tower(detector: Any) -> None:
         vit.embeddings.position_embeddings[:, len(position) :] = grid
         patch = embeddings.patch_embedding(pixels_of(draw_pictures(64, 0))).mean(dim=(0, 2, 3))
         vit.embeddings.detection_tokens.copy_((patch * gain).expand(QUERIES, -1)[None])
-        for ours, theirs in zip(vit.encoder.layer, tower.encoder.layers, strict=True):
+        for ours, theirs in zip(vit.encoder.layer[:-1], tower.encoder.layers, strict=True):
             attention = ours.attention.attention
             for to, source in (
                 (attention.query, theirs.self_attn.q_proj), (attention.key, theirs.self_attn.k_proj),
@@ -119,8 +154,47 @@ def make_detr(start: str) -> PrunedDetector:
     return PrunedDetr(detector)
 
 
-def fit(model: PrunedDetector, pictures: Sequence[Picture], steps: int, batch: int, rate: float, seed: int) -> float:
-    """Train in place with the stock loss; pictures and their mirror images. Returns the mean loss of the last tenth."""
+Loss = Callable[[PrunedDetector, Detections, Sequence[dict[str, Tensor]]], Tensor]
+
+
+def stock(model: PrunedDetector, found: Detections, labels: Sequence[dict[str, Tensor]]) -> Tensor:
+    """The model's own loss, which matches queries and objects by what they cost."""
+    return model.loss(found, list(labels))
+
+
+def by_cell(model: PrunedDetector, found: Detections, labels: Sequence[dict[str, Tensor]]) -> Tensor:
+    """The terms and weights of the stock loss with the matching given: a query has the object whose middle lies in its cell.
+
+    Matching by cost starts from chance, so that on so few pictures every query learns the mean box and stays there.
+    """
+    config, side = model.detector.config, math.isqrt(QUERIES)
+    kind = torch.full(found.logits.shape[:2], config.num_labels)
+    boxes = torch.zeros(found.boxes.shape)
+    for number, each in enumerate(labels):
+        cell = (each["boxes"][:, :2].clamp(0, 0.999) * side).long() @ torch.tensor([1, side])
+        kind[number, cell], boxes[number, cell] = each["class_labels"], each["boxes"]
+    there = kind < config.num_labels
+    weight = torch.ones(config.num_labels + 1)
+    weight[-1] = config.eos_coefficient
+    got, wanted = found.boxes[there], boxes[there]
+    overlap = generalized_box_iou(center_to_corners_format(got), center_to_corners_format(wanted)).diag()
+    return (
+        torch.nn.functional.cross_entropy(found.logits.transpose(1, 2), kind, weight)
+        + config.bbox_loss_coefficient * (got - wanted).abs().sum() / len(wanted)
+        + config.giou_loss_coefficient * (1 - overlap).mean()
+    )
+
+
+def fit(
+    model: PrunedDetector,
+    pictures: Sequence[Picture],
+    steps: int,
+    batch: int,
+    rate: float,
+    seed: int,
+    loss_of: Loss = stock,
+) -> float:
+    """Train in place; pictures and their mirror images. Returns the mean loss of the last tenth."""
     generator = torch.Generator().manual_seed(seed)
     labels = labels_of(pictures)
     optimizer = torch.optim.AdamW(model.detector.parameters(), lr=rate, weight_decay=1e-4)
@@ -136,7 +210,7 @@ def fit(model: PrunedDetector, pictures: Sequence[Picture], steps: int, batch: i
         if step % 2:
             shown = shown.flip(3)
             wanted = [{**one, "boxes": (one["boxes"] * _MIRROR).add(_SHIFT)} for one in wanted]
-        loss = model.loss(model(shown), wanted)
+        loss = loss_of(model, model(shown), wanted)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.detector.parameters(), 1.0)
@@ -224,7 +298,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the trained detector and the table")
     parser.add_argument("--pictures", type=int, default=8000)
     parser.add_argument("--held-out", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--cell-steps", type=int, default=2000, help="with the object of each query given; 0 for none")
+    parser.add_argument("--steps", type=int, default=500, help="with the stock loss, at a fifth of the rate")
     parser.add_argument("--tune-steps", type=int, default=300, help="of fine-tuning; 0 leaves those rows out")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=11, help="runs beside the stock model, for the times")
@@ -243,7 +318,9 @@ def main() -> None:
         model.eval()
         tell(f"{file} is there and taken; remove it to train again")
     else:
-        fit(model, pictures, options.steps, options.batch, options.learning_rate, options.seed)
+        if options.cell_steps:
+            fit(model, pictures, options.cell_steps, options.batch, options.learning_rate, options.seed, by_cell)
+        fit(model, pictures, options.steps, options.batch, options.learning_rate / 5, options.seed + 2)
         torch.save(model.detector.state_dict(), file)
     rows: list[dict[str, Any]] = []
 

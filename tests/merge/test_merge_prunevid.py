@@ -77,55 +77,6 @@ def test_clusters_become_their_means():
 # ------------------------------------------------------------------------------------------------------ invariants
 
 
-@pytest.mark.parametrize("keep", [0.25, 0.9, 1, 3])
-@pytest.mark.parametrize("at_most", [None, 5])
-@pytest.mark.parametrize(("lengths", "grid"), [((1,), (1, 1)), ((1,), (3, 3)), ((3, 4), (1, 1)), ((4, 1, 6), (3, 4))])
-def test_budget_order_and_ledger(keep, at_most, lengths, grid):
-    method = PruneVid(keep=keep, at_most=at_most)
-    for tokens in (film(sum(lengths), grid), still(sum(lengths), grid)):
-        left = method(tokens, run(*lengths)).check()
-        wanted = method.count(len(tokens))
-        assert left.count == wanted or (
-            tokens.features.equal(still(sum(lengths), grid).features) and left.count < wanted
-        )
-        assert bool((left.frame.diff() >= 0).all())
-        assert bool((left.frame * 1000 + left.cell[:, 0] * grid[1] + left.cell[:, 1]).diff().gt(0).all())
-        again = method(tokens, run(*lengths))
-        assert torch.equal(again.features, left.features)
-        assert torch.equal(again.owner, left.owner)
-        if wanted == len(tokens):
-            assert torch.equal(left.features, tokens.features)
-
-
-@pytest.mark.parametrize("settings", [{}, {"keep": 0.2}, {"at_most": 9}])
-def test_black_repeated_half_precision_and_torn_films(settings):
-    method = PruneVid(**settings)
-    black, same = film(5, rows=torch.zeros(80, 6)), film(5, rows=torch.ones(80, 6))
-    for tokens, value in ((black, 0.0), (same, 1.0)):
-        left = method(tokens, run(2, 3)).check()
-        assert torch.allclose(left.features, torch.full_like(left.features, value))
-        assert 1 <= left.count <= method.count(80)
-    half = method(film(5, dtype=torch.bfloat16), run(2, 3)).check()
-    assert half.features.dtype == torch.bfloat16
-    assert bool(torch.isfinite(half.features).all())
-    torn = film(5).keep(torch.cat((torch.arange(3, 16), torch.tensor([20]), torch.arange(64, 80))))
-    torn = torn.insert(torch.tensor([12, 13]), torch.full((2, 6), 9.0))
-    left = method(torn, run(2, 3)).check()
-    assert bool((left.features[left.weight == 0] == 9).all())
-    assert int((left.weight == 0).sum()) == 2
-    assert left.count <= method.count(30)
-
-
-def test_positions():
-    kept, moved = PruneVid(keep=6, positions="original"), PruneVid(keep=6, positions="compact")
-    tokens = film(4)
-    assert moved(tokens, run(4)).position.tolist() == list(range(6))
-    assert (
-        kept(tokens, run(4)).position.tolist()
-        == (16 * kept(tokens, run(4)).frame + kept(tokens, run(4)).cell @ torch.tensor([4, 1])).tolist()
-    )
-
-
 @pytest.mark.parametrize("bad", [{"threshold": 2}, {"share": 0.0}, {"least": -1}, {"neighbors": 0}])
 def test_refusals(bad):
     with pytest.raises(UsageError, match="given"):
