@@ -10,8 +10,8 @@ The plain class attributes below are what `videoprune methods` lists; it reads t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -181,13 +181,15 @@ class TowerPlan:
     """Which units go on.
 
     Attributes:
-        keep: (F, U) bool.
+        keep: (F, U) bool; None keeps all.
         absorbed_by: (F, U) int64 column of the kept unit of the same frame that absorbs each dropped unit, -1 where it
             is dropped for good; ignored where `keep`. None drops all.
+        scores: (F, U) float each; the tokens that the units become carry them to later stages, as `tokens.scores`.
     """
 
-    keep: Tensor
+    keep: Tensor | None = None
     absorbed_by: Tensor | None = None
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class EncodeMethod(Budgeted):

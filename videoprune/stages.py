@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from videoprune.encode._attended import Attended
 from videoprune.errors import UsageError, VideoPruneError
 from videoprune.method import BEFORE, EncodeMethod, MergeMethod, Method, RelevanceMethod, ScoutMethod
 from videoprune.models.fits import CLS_CHOICE, substitute
@@ -21,7 +22,8 @@ class Stages:
     """Methods by stage, in order.
 
     Attributes:
-        encode, segment, prefill, decode, relevance: as the recipe names them; `segment` has one or none.
+        encode, segment, prefill, decode, relevance: as the recipe names them; `segment` has one or none. Before the encode
+            methods stands a reading of the tower's attention where a merge method wants it.
         scout: one or none. prune: encode methods that act in its tower, and not in the host's.
         blind, aware: merges that run once a film, and those that run once a question.
     """
@@ -61,6 +63,8 @@ class Stages:
                         "question; methods that look at the question belong into merge, prefill or decode"
                     )
         scout, encode, prune = _scouted(built, acting, merges)
+        if any(method.attention == "[CLS] row" for method in merges):
+            encode = (Attended(), *encode)
         return cls(
             encode=encode,
             segment=acting.get("segment", ()),

@@ -10,8 +10,7 @@ CLS_CHOICE = "[CLS] attention"  # name of the choice that says what was read ins
 def substitute(tower: Any, stage: str, attention: str) -> str | None:
     """What a method of `stage` that reads `attention` is given in its place on this tower; None where nothing is missing.
 
-    Only methods inside the tower read its attention; merge methods that can use what an encode method left have a score of
-    their own without it.
+    Methods inside the tower read its attention, and merge methods that are left it by the tower.
     """
-    missing = stage == "encode" and attention == "[CLS] row" and not tower.has_cls
+    missing = stage in ("encode", "merge") and attention == "[CLS] row" and not tower.has_cls
     return str(tower.cls_substitute) if missing else None

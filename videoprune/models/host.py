@@ -231,9 +231,11 @@ class Host(Answering, ABC):
 
     def _tokens(self, features: Tensor, out: TowerOutput, seconds: Tensor) -> VisualTokens:
         if bool(out.kept.all()):
-            return VisualTokens.from_frames(features.flatten(0, 1), seconds, self.grid)
+            return VisualTokens.from_frames(features.flatten(0, 1), seconds, self.grid, scores=out.scores_of())
         place, owner = out.ledger()
-        return VisualTokens.from_frames(features.flatten(0, 1)[place], seconds, self.grid, owner, {"place": place})
+        return VisualTokens.from_frames(
+            features.flatten(0, 1)[place], seconds, self.grid, owner, {"place": place, **out.scores_of(place)}
+        )
 
     def encode_cost(self, out: TowerOutput) -> Cost:
         """FLOPs of one encoded chunk: patch embedding, tower layers, projector."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from videoprune.method import BEFORE, EncodeMethod, TowerView
 from videoprune.models.sample import rotate_half
-from videoprune.models.tower import Books, TowerOutput, acting, decide, listening
+from videoprune.models.tower import Books, Decision, TowerOutput, acting, decide, listening
 from videoprune.ops.counting import CountedFlops
 from videoprune.report.flops import Cost, TransformerShape, layer_cost, patch_embed_cost
 
@@ -148,6 +148,7 @@ class PackedTower:
         books = Books(torch.ones_like(start, dtype=torch.bool), torch.ones_like(start), start)
         at, counter, cost = acting(methods, self.stop), CountedFlops(), self.embed_cost(units * len(frame))
         deep = patches.new_zeros(len(frame), units, len(self.deep), self.tokens, dtype=packed.hidden.dtype)
+        shrunk = False
         for number in range(BEFORE, self.stop):
             projected: list[Tensor] = []
             if number != BEFORE:
@@ -168,20 +169,31 @@ class PackedTower:
             for method, step in at.get(number, ()):
                 act = _Act(self, number, step, packed, projected, books, grid, frame, pixels)
                 with counter:
-                    packed = act.shrink(*act.decide(method))
-                projected = []
+                    made = act.decide(method)
+                    books.note(act.order, act.valid, made.scores)
+                    if not made.acts:
+                        continue
+                    packed = act.shrink(made)
+                projected, shrunk = [], True
         place = torch.argsort(packed.frame * units + packed.unit)  # travel order is not raster order in windows
         merged = self.tower.merger(packed.hidden[place].flatten(0, 1))
         full = merged.new_zeros(len(frame), units, merged.shape[-1])
         full[packed.frame[place], packed.unit[place]] = merged
-        if methods:
+        if shrunk:
             owner = books.absorbed_by
             taken = full.gather(1, owner.clamp(min=0)[..., None].expand_as(full))
             full = torch.where((owner >= 0)[..., None], taken, 0)
         cost = cost + self.merger_cost(len(merged))
         deepstack = deep if self.deep else None
         return PackedOutput(
-            full, books.alive, books.absorbed_by, None, counted=counter.total, deepstack=deepstack, cost=cost
+            full,
+            books.alive,
+            books.absorbed_by,
+            None,
+            counted=counter.total,
+            scores=books.scores,
+            deepstack=deepstack,
+            cost=cost,
         )
 
     def _begin(self, patches: Tensor, grid: tuple[int, int], frames: int) -> Packed:
@@ -316,8 +328,8 @@ class _Act:
         unit = torch.arange(self.grid[0] * self.grid[1], device=self.order.device).view(self.grid)
         return unit.repeat_interleave(side, 0).repeat_interleave(side, 1).flatten()
 
-    def decide(self, method: EncodeMethod) -> tuple[Tensor, Tensor]:
-        """keep (F, W) bool and absorbed_by (F, W) column or -1."""
+    def decide(self, method: EncodeMethod) -> Decision:
+        """Call the method window by window."""
         hidden = self._spread(self.packed.hidden.float().mean(dim=1))
         size = self.books.size.gather(1, self.order)
         return decide(
@@ -341,11 +353,11 @@ class _Act:
             ),
         )
 
-    def shrink(self, keep: Tensor, absorbed_by: Tensor) -> Packed:
+    def shrink(self, made: Decision) -> Packed:
         """Merge what leaves into what stays, patch by patch, weighted by the original units that each stands for."""
         packed, books = self.packed, self.books
         mass = books.size[packed.frame, packed.unit].float()
-        row, unit, goal, share = books.write(self.order, self.valid, keep, absorbed_by)
+        row, unit, goal, share = books.write(self.order, self.valid, made.keep, made.absorbed_by)
         if len(row):
             slot = torch.zeros_like(books.size)
             slot[packed.frame, packed.unit] = torch.arange(len(packed.unit), device=row.device)

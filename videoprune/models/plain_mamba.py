@@ -322,12 +322,12 @@ class _Seen:
     def kept(self, method: EncodeMethod) -> Tensor:
         """(F, K) columns that go on, ascending."""
         valid = torch.ones_like(self.unit, dtype=torch.bool)
-        keep, absorbed_by = decide(method, valid, self._view)
-        counts = keep.sum(dim=1)
+        made = decide(method, valid, self._view)
+        keep, counts = made.keep, made.keep.sum(dim=1)
         name = type(method).__module__.rpartition(".")[2]
         if bool((counts != counts[0]).any()):
             raise UsageError(f"encode.{name}: frames keep different counts, which a tower of scans does not batch")
-        if bool((absorbed_by[~keep] >= 0).any()):
+        if bool((made.absorbed_by[~keep] >= 0).any()):
             raise UsageError(f"encode.{name}: units absorb others, which a tower of scans does not: give mode: drop")
         return keep.nonzero()[:, 1].view(len(keep), -1)
 

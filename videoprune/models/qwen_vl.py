@@ -136,7 +136,7 @@ class QwenVL(Host):
         shown = pixels.unflatten(0, (steps, self.pair))
         out = self.tower(patches, grid, frame, lambda: shown.mean(dim=1), methods)
         place, owner = out.ledger()
-        scores = {"place": place}
+        scores = {"place": place, **out.scores_of(place)}
         if out.deepstack is not None:
             scores[DEEPSTACK] = out.deepstack.flatten(0, 1)[place]
         tokens = VisualTokens.from_frames(

@@ -8,7 +8,7 @@ language-model token.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -34,6 +34,7 @@ class TowerOutput:
         cls: (F, C) the [CLS] row, None on a tower without one.
         lengths: (frames, rows of one frame at each layer that ran), one entry for each pattern that occurred.
         counted: FLOPs of what the methods computed to decide.
+        scores: (F, U) each, what methods left for later stages; zero where a unit was gone by then.
     """
 
     hidden: Tensor
@@ -42,6 +43,12 @@ class TowerOutput:
     cls: Tensor | None
     lengths: list[tuple[int, list[int]]] = field(default_factory=list)
     counted: float = 0.0
+    scores: dict[str, Tensor] = field(default_factory=dict)
+
+    def scores_of(self, place: Tensor | None = None) -> dict[str, Tensor]:
+        """The scores of units at `place` (T,), as from `ledger`, or of all: (T,) each."""
+        flat = {name: score.flatten() for name, score in self.scores.items()}
+        return flat if place is None else {name: score[place] for name, score in flat.items()}
 
     def ledger(self) -> tuple[Tensor, Tensor]:
         """place (T,) of each kept unit on the full grids, frame-major, and owner (F*U,), the one of them for each unit."""
@@ -66,11 +73,13 @@ class Group:
 
 @dataclass(eq=False)
 class Books:
-    """Who stands for whom in a chunk: alive (F, U) bool, size (F, U) original units, absorbed_by (F, U) unit or -1."""
+    """Who stands for whom in a chunk: alive (F, U) bool, size (F, U) original units, absorbed_by (F, U) unit or -1; and what
+    methods had to say of each unit, (F, U)."""
 
     alive: Tensor
     size: Tensor
     absorbed_by: Tensor
+    scores: dict[str, Tensor] = field(default_factory=dict)
 
     def columns(self) -> tuple[Tensor, Tensor, Tensor]:
         """Units alive, ascending: order (F, W) unit numbers, valid (F, W) false where a frame has fewer, and the inverse
@@ -80,6 +89,12 @@ class Books:
         column = torch.zeros_like(self.size)
         column.scatter_(1, order, torch.arange(width, device=order.device).expand_as(order))
         return order, self.alive.gather(1, order), column
+
+    def note(self, order: Tensor, valid: Tensor, scores: Mapping[str, Tensor]) -> None:
+        """Enter scores (F, W) of the units of `columns()`."""
+        for name, score in scores.items():
+            whole = score.new_zeros(self.size.shape)
+            self.scores[name] = whole.scatter_(1, order, torch.where(valid, score, 0))
 
     def write(
         self, order: Tensor, valid: Tensor, keep: Tensor, absorbed_by: Tensor
@@ -107,18 +122,35 @@ def acting(methods: Sequence[EncodeMethod], depth: int) -> dict[int, list[tuple[
     return at
 
 
-def decide(method: EncodeMethod, valid: Tensor, view: Callable[[slice], TowerView]) -> tuple[Tensor, Tensor]:
-    """Call the method window by window on frames (F, W): keep (F, W) bool and absorbed_by (F, W) column or -1."""
-    keep, absorbed_by = valid.clone(), torch.full(valid.shape, -1, dtype=torch.int64, device=valid.device)
+@dataclass(eq=False)
+class Decision:
+    """Of a method on frames (F, W): keep (F, W) bool, absorbed_by (F, W) column or -1, scores (F, W) each; whether anything
+    is to leave at all."""
+
+    keep: Tensor
+    absorbed_by: Tensor
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    acts: bool = False
+
+
+def decide(method: EncodeMethod, valid: Tensor, view: Callable[[slice], TowerView]) -> Decision:
+    """Call the method window by window."""
+    made = Decision(valid.clone(), torch.full(valid.shape, -1, dtype=torch.int64, device=valid.device))
     together = method.window if method.window > 1 else len(valid)  # independent frames share one call
     for start in range(0, len(valid), together):
         rows = slice(start, min(start + together, len(valid)))
         plan = method.plan(view(rows))
-        if plan is not None:
-            keep[rows] &= plan.keep
-            if plan.absorbed_by is not None:
-                absorbed_by[rows] = plan.absorbed_by
-    return keep, absorbed_by
+        if plan is None:
+            continue
+        for name, score in plan.scores.items():
+            made.scores.setdefault(name, torch.zeros(valid.shape, device=valid.device))[rows] = score.float()
+        if plan.keep is None:
+            continue
+        made.acts = True
+        made.keep[rows] &= plan.keep
+        if plan.absorbed_by is not None:
+            made.absorbed_by[rows] = plan.absorbed_by
+    return made
 
 
 class DenseTower:
@@ -175,7 +207,7 @@ class DenseTower:
         del hidden  # else the first layer's input would stay to the end
         at = acting(methods, self.stop)
         patterns: list[list[int]] = [[] for _ in range(frames)]
-        counter = CountedFlops()
+        counter, shrunk = CountedFlops(), False
         for number in range(BEFORE, self.stop):
             entered = [group.hidden for group in groups]
             with listening(self.layers[number].keys_come_from if number in at and number != BEFORE else None) as keys:
@@ -186,16 +218,21 @@ class DenseTower:
             for method, step in at.get(number, ()):
                 act = _Act(self, number, step, groups, entered, keys, books, pixels, frame)
                 with counter:
-                    groups = act.shrink(*act.decide(method))
+                    made = act.decide(method)
+                    books.note(act.order, act.valid, made.scores)
+                    if not made.acts:
+                        continue
+                    groups = act.shrink(made)
                 entered, keys = [group.hidden for group in groups], []
+                shrunk = True
         full, first, _ = self._spread(groups, frames)
-        if methods:
+        if shrunk:
             owner = books.absorbed_by[:, self.unit_of_patch]  # (F, N)
             source = self.patch_at[owner.clamp(min=0), self.offset]
             full = torch.where((owner >= 0)[..., None], full.gather(1, source[..., None].expand_as(full)), 0)
         lengths = [(count, list(rows)) for rows, count in Counter(map(tuple, patterns)).items()]
         cls = first[:, 0] if self.has_cls else None
-        return TowerOutput(full, books.alive, books.absorbed_by, cls, lengths, counter.total)
+        return TowerOutput(full, books.alive, books.absorbed_by, cls, lengths, counter.total, books.scores)
 
     def _spread(self, groups: Sequence[Group], frames: int) -> tuple[Tensor, Tensor, Tensor]:
         """Groups back on the full grid: values (F, N, C), the leading rows (F, extra, C), and which patches are there."""
@@ -245,8 +282,8 @@ class _Act:
         self.projected = projected
         self.order, self.valid, self.column = books.columns()
 
-    def decide(self, method: EncodeMethod) -> tuple[Tensor, Tensor]:
-        """Call the method window by window: keep (F, W) bool and absorbed_by (F, W) column or -1."""
+    def decide(self, method: EncodeMethod) -> Decision:
+        """Call the method window by window."""
         hidden = self._unit_means([group.hidden[:, self.tower.extra :] for group in self.groups])
         size = self.books.size.gather(1, self.order)
         return decide(
@@ -322,16 +359,16 @@ class _Act:
             )
         return share
 
-    def shrink(self, keep: Tensor, absorbed_by: Tensor) -> list[Group]:
+    def shrink(self, made: Decision) -> list[Group]:
         """Merge what leaves into what stays, write the books, and regroup the frames by what they keep.
 
         Patch by patch: the o-th patch of an absorbed unit joins the o-th of its absorber, weighted by the original units
         that each stands for.
         """
         tower, books = self.tower, self.books
-        values, first, present = tower._spread(self.groups, len(keep))
+        values, first, present = tower._spread(self.groups, len(made.keep))
         mass = books.size[:, tower.unit_of_patch].float()
-        row, unit, goal, share = books.write(self.order, self.valid, keep, absorbed_by)
+        row, unit, goal, share = books.write(self.order, self.valid, made.keep, made.absorbed_by)
         if len(row):
             total = values.float() * mass[..., None]
             for offset in range(tower.largest):
