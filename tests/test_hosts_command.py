@@ -61,8 +61,7 @@ def test_the_page_carries_what_the_command_prints(
     plain = videoprune("hosts").out
     assert plain.startswith("FAMILY")
     assert all(name in plain for name in entries)
-    assert "all but transprune" in plain
-    assert "demo, prefill transprune: layers" in plain
+    assert "all (fastvid*, holitom*, vflowopt*)" in plain
 
 
 def test_help_imports_no_torch() -> None:

@@ -79,7 +79,7 @@ def test_bad_options(options):
 
 def test_a_shallow_tower_is_refused():
     with pytest.raises(UsageError, match="give `blocks` further apart"):
-        SSM().layers(3)
+        SSM().layers(2)
     with pytest.raises(UsageError, match="before this tower's first block"):
         SSM(blocks=(9,)).layers(1)
 

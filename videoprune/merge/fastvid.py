@@ -85,7 +85,7 @@ class FastVID(MergeMethod):
     """Keeps each frame's salient tokens; anchors in every `period`-th frame gather the others of their event.
 
     Events are those of the segment stage; the paper's are `segment: {method: fastvid}`. Salience is
-    tokens.scores["cls_attention"] where an earlier stage left it, else the softmax of the cosines with the frame's mean
+    tokens.scores["cls_attention"] (a pipeline reads it from the tower), else the softmax of the cosines with the frame's mean
     (ours: this stage has no pooling head). Anchors have the best density-peak scores of their frame. What anchor frames
     have no room for goes to the most salient tokens left (ours: the count is exact). Added rows stay.
 

@@ -69,9 +69,9 @@ class HoliTom(MergeMethod):
 
     Moving tokens of a frame: those that its tokens attend to most; static ones of an event: centres of DPC-KNN, which
     the others join. Events are those of the segment stage; the paper's are `segment: {method: holitom}`. The attention
-    is tokens.scores["cls_attention"] where an earlier stage left it, else the mean attention that each token receives
-    from its frame in a softmax of the features' own cosines (ours: this stage has no tower). Where static places alone
-    leave fewer tokens than the budget, all of those stay. Added rows (newline, summary) stay.
+    is tokens.scores["cls_attention"] (a pipeline reads it from the tower), else the mean attention that each token
+    receives from its frame in a softmax of the features' own cosines (ours: this stage has no tower). Where static
+    places alone leave fewer tokens than the budget, all of those stay. Added rows (newline, summary) stay.
 
     Args:
         threshold: cosine of neighbouring frames that a static place exceeds; the paper has 0.8 from keep 0.15 up.

@@ -72,7 +72,7 @@ def recycling(importance: Tensor, cell: Tensor, count: int) -> Tensor:
 class VFlowOpt(MergeMethod):
     """Ranks the film's tokens by importance, keeps the best and merges the others in coarse cells of each frame.
 
-    Importance is I = c + alpha * e: c from tokens.scores["cls_attention"] where an earlier stage left it, else
+    Importance is I = c + alpha * e: c from tokens.scores["cls_attention"] where the tower left it (in a pipeline it does), else
     `context_attention` of the softmax of the features' own cosines in each frame (ours: this stage has no tower); e the
     softmax over a frame of the patches' grey-value entropies, from tokens.scores["entropy"]. It is left in
     tokens.scores["importance"] for the prefill stage, and read from there where it is.
