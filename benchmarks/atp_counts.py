@@ -3,7 +3,8 @@
     python benchmarks/atp_counts.py --films 40 --cache films
 
 Held-out generated films, sorted by how many events they show; every question is asked under `prefill: atp` with the weights that
-ship. The share of tokens left is the mean over the pruning points, as in training.
+ship. The share of tokens left is the mean over the pruning points, as in training. Films differ in more than their events, so
+the same films are asked about once more with all events but the first object taken out, picture by picture the same otherwise.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
+from types import SimpleNamespace
 from typing import Any
 
 import shared
@@ -29,23 +31,67 @@ def main() -> None:
     shared.add_output(parser, "learned.md")
     given = parser.parse_args()
     given.cache.mkdir(parents=True, exist_ok=True)
-    rows = measure(given.films, given.frames, given.each, given.first_seed, given.cache)
-    data = summary(rows)
+    pipe = loaded()
+    rows = measure(pipe, given.films, given.frames, given.each, given.first_seed, given.cache)
+    data = summary(rows) | {"pairs": emptied(pipe, given.films, given.frames, given.first_seed)}
     shared.publish(given, "Methods that are trained", "ATP: tokens left of easy and crowded films", text(data), data)
 
 
-def measure(films: int, frames: int, each: int, first: int, cache: Path) -> list[dict[str, Any]]:
-    """A row a question: events of its film, the mean share of tokens left over the pruning points, and whether it is right."""
+def loaded() -> Any:
+    """The demo model under ATP."""
     import torch
 
-    from videoprune.bench.films import HeldOut
-    from videoprune.demo.film import film_timeline
     from videoprune.pipeline import Pipeline
 
     torch.set_num_threads(1)
-    pipe = Pipeline.load({"prefill": {"method": "atp"}}, device="cpu")
-    layers = pipe.host.decoder_shape.layers
-    points = pipe.stages.prefill[0].points(layers)
+    return Pipeline.load({"prefill": {"method": "atp"}}, device="cpu")
+
+
+def share_left(pipe: Any, answer: Any) -> float:
+    """Mean over the pruning points of the share of tokens that go on."""
+    left = answer.trace.visual_rows
+    return fmean(left[point + 1] / left[0] for point in pipe.stages.prefill[0].points(pipe.host.decoder_shape.layers))
+
+
+def emptied(pipe: Any, films: int, frames: int, first: int) -> dict[str, Any]:
+    """Shares of the same films with all their events and with the first object alone, and the mean difference with its
+    95 % interval, by bootstrap over films."""
+    import dataclasses
+
+    import numpy as np
+
+    from videoprune.bench.films import HeldOut
+    from videoprune.demo.film import film_timeline
+    from videoprune.demo.questions import WORDINGS
+    from videoprune.video import Frames
+    from videoprune.watching import Watcher
+
+    questions = [WORDINGS[kind][0] for kind in ("topic", "order_first", "needle", "anomaly", "list")]
+    crowded, easy = list[float](), list[float]()
+    for number in range(films):
+        film = HeldOut(first + number, frames)
+        timeline = film_timeline(film.minutes, film.seed)
+        for told, shares in ((timeline, crowded), (dataclasses.replace(timeline, events=(timeline.actors[0],)), easy)):
+            images, seconds = film.drawn(told)
+            watcher = Watcher(pipe, "drawn", film.rule, len(images), interval=1.0)
+            watcher.add(Frames(images, seconds, np.arange(len(images))))
+            video = watcher.finish(SimpleNamespace(metadata={}, choices=[], decoder="none"), [])
+            shares.append(fmean(share_left(pipe, video.ask(question)) for question in questions))
+        print(f"pair {number + 1} of {films}", file=sys.stderr, flush=True)
+    difference = np.array(crowded) - np.array(easy)
+    drawn = np.random.default_rng(0).choice(difference, (2000, films)).mean(axis=1)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return {
+        "crowded": fmean(crowded), "easy": fmean(easy), "questions": len(questions), "difference": float(difference.mean()),
+        "low": float(low), "high": float(high), "more": int((difference > 0).sum()),
+    }  # fmt: skip
+
+
+def measure(pipe: Any, films: int, frames: int, each: int, first: int, cache: Path) -> list[dict[str, Any]]:
+    """A row a question: events of its film, the mean share of tokens left over the pruning points, and whether it is right."""
+    from videoprune.bench.films import HeldOut
+    from videoprune.demo.film import film_timeline
+
     rows: list[dict[str, Any]] = []
     for number in range(films):
         film = HeldOut(first + number, frames)
@@ -53,8 +99,7 @@ def measure(films: int, frames: int, each: int, first: int, cache: Path) -> list
         video = pipe.watch(film.file(cache), frames=film.rule)
         for asked in film.questions(each):
             answer = video.ask(asked.question.text)
-            left = answer.trace.visual_rows
-            share = fmean(left[point + 1] / left[0] for point in points)
+            share = share_left(pipe, answer)
             right = answer.text.lower() == asked.question.answer.lower()
             rows.append({"film": film.seed, "events": events, "kind": asked.kind, "share": share, "right": right})
         print(f"film {number + 1} of {films}", file=sys.stderr, flush=True)
@@ -106,6 +151,7 @@ def text(data: dict[str, Any]) -> str:
         )
         for name, third in zip(("easy", "between", "crowded"), data["thirds"], strict=True)
     ]
+    pairs = data["pairs"]
     off = data["mean"] / data["target"] - 1
     return "\n\n".join(
         [
@@ -117,6 +163,12 @@ def text(data: dict[str, Any]) -> str:
                 f"is {data['lowest']:.1%} to {data['highest']:.1%}, standard deviation {data['deviation']:.1%};",
                 f"its rank correlation with the film's events: {data['correlation']:+.2f}",
                 f"(p = {data['p']:.2g}).",
+            ),
+            shared.prose(
+                f"The same films with all events but the first object taken out, {pairs['questions']} questions each:",
+                f"{pairs['easy']:.1%} of the tokens left, with all events {pairs['crowded']:.1%}; difference",
+                f"{100 * pairs['difference']:+.2f} points [{100 * pairs['low']:+.2f}, {100 * pairs['high']:+.2f}],",
+                f"more in {pairs['more']} of {data['films']} films.",
             ),
         ]
     )

@@ -10,6 +10,7 @@ import numpy as np
 from videoprune.demo import names, scenes
 from videoprune.demo.film import FPS, camera, film_timeline, make_film
 from videoprune.demo.questions import TASKS, Asker, Question, with_options
+from videoprune.demo.timeline import Timeline
 from videoprune.video import FrameRule
 
 FIRST_SEED = 8_000_000  # nothing is trained on these, nothing is chosen on them
@@ -63,9 +64,10 @@ class HeldOut:
             make_film(path, self.minutes, self.seed)
         return path
 
-    def drawn(self) -> tuple[np.ndarray, np.ndarray]:
-        """The frames (F, H, W, 3) that the rule samples and their seconds (F,), without a video file between."""
-        timeline, start = film_timeline(self.minutes, self.seed), self.rule.start or 0
+    def drawn(self, timeline: Timeline | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The frames (F, H, W, 3) that the rule samples and their seconds (F,), without a video file between; with a timeline
+        what that one tells, at the film's places."""
+        timeline, start = timeline or film_timeline(self.minutes, self.seed), self.rule.start or 0
         seconds = start + np.arange(int(self.frames - start))
         views: dict[str, np.ndarray] = {}
         images = []
