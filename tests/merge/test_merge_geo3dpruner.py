@@ -6,32 +6,17 @@ import numpy as np
 import pytest
 import torch
 
+from tests import merge_films
+from tests.merge_films import run
 from videoprune.errors import UsageError
 from videoprune.merge.geo3dpruner import Geo3DPruner, attention_sums, voxel_order, voxels
-from videoprune.run import Events, Run
 from videoprune.tokens import VisualTokens
 
 
-def film(frames, grid=(4, 4), seed=0, dtype=torch.float32, rows=None):
-    generator = torch.Generator().manual_seed(seed)
-    if rows is None:
-        rows = torch.randn(frames * grid[0] * grid[1], 6, generator=generator).to(dtype)
-    tokens = VisualTokens.from_frames(rows, torch.arange(frames, dtype=torch.float64), grid)
+def film(frames, seed=0):
+    tokens = merge_films.film(frames, seed=seed)
+    generator = torch.Generator().manual_seed(seed + 1)
     return tokens.with_scores(points=torch.rand(len(tokens), 3, generator=generator) * 0.4 - 0.2)
-
-
-def run(*lengths):
-    return Run(Events(torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))))
-
-
-def still(frames, grid=(4, 4), seed=0):
-    """Frames that repeat but for a third of their places."""
-    generator = torch.Generator().manual_seed(seed)
-    cells = grid[0] * grid[1]
-    rows = torch.randn(cells, 6, generator=generator).repeat(frames, 1)
-    moving = torch.arange(len(rows)) % cells % 3 == 0
-    noise = torch.randn(rows.shape, generator=generator)
-    return film(frames, grid, rows=torch.where(moving[:, None], noise, rows + 0.01 * noise))
 
 
 def slow(rows, points, size, ratio, at_once, count):
@@ -98,7 +83,7 @@ def test_points_must_be_given():
         Geo3DPruner()(VisualTokens.from_frames(tokens.features, tokens.frame_seconds, tokens.grid), run(2))
     with pytest.raises(UsageError, match="finite"):
         Geo3DPruner()(tokens.with_scores(points=torch.full((32, 3), torch.nan)), run(2))
-    many = film(1, (92, 92), rows=torch.zeros(8464, 2))
+    many = merge_films.film(1, (92, 92), rows=torch.zeros(8464, 2))
     with pytest.raises(UsageError, match="voxels"):
         Geo3DPruner()(many.with_scores(points=torch.arange(8464.0)[:, None].expand(-1, 3)), run(1))
 
