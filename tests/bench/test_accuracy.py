@@ -119,3 +119,31 @@ def test_a_run_and_its_resumption(videoprune: Run, tmp_path: Path, monkeypatch: 
     assert sorted(r["key"] + r["question"] + r["form"] + r["text"] for r in kept) == sorted(
         r["key"] + r["question"] + r["form"] + r["text"] for r in map(json.loads, lines)
     )
+
+
+@pytest.mark.parametrize(("count", "panels"), [(3, 3), (30, 2)])
+def test_the_picture_shows_every_setting(
+    count: int, panels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    from videoprune.bench.accuracy_plot import plot
+
+    names = ["dense", "random@0.1", *(f"{'prefill' if at % 2 else 'merge'}.m{at}@0.1" for at in range(count - 2))]
+    records = [
+        {
+            "frames": 64, "form": "open", "setting": name, "macro": {"mean": 0.5, "low": 0.4, "high": 0.6},
+            "tokens": {"last_layer": 0.1}, "flops": 0.2, "seconds": 1.0,
+        }
+        for name in names
+    ]  # fmt: skip
+    made: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *given, **named: (made.append(figure), save(figure, *given, **named))
+    )
+    plot(records, tmp_path / "table.png")
+    assert (tmp_path / "table.png").stat().st_size > 5000
+    assert len(made[0].axes) == panels
+    said = {text.get_text() for axis in made[0].axes for text in (*axis.texts, *axis.get_yticklabels())}
+    assert {name if count == 3 else name.split("@")[0].rpartition(".")[2] for name in names} - {"dense"} <= said

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from videoprune.bench.films import KINDS, MACRO
-from videoprune.errors import EnvironmentProblem
 from videoprune.evaluate.intervals import by_film, macro_of, wilson
 
 Row = Mapping[str, Any]
@@ -163,50 +161,3 @@ def _table(records: Sequence[Mapping[str, Any]], form: str) -> str:
 def _counts(records: Sequence[Mapping[str, Any]], kind: str) -> str:
     found = sorted({record["kinds"][kind]["n"] for record in records if kind in record["kinds"]})
     return "–".join(str(n) for n in dict.fromkeys((found[0], found[-1])))
-
-
-# ------------------------------------------------------------------------------------------------------------ the plot
-
-
-def plot(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Accuracy against the share of tokens, of FLOPs, and against measured seconds; one row of panels a length.
-
-    Raises:
-        EnvironmentProblem: matplotlib is missing.
-    """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "the plot needs matplotlib, which is not installed; pip install 'videoprune[plots]'"
-        ) from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lengths = sorted({record["frames"] for record in records})
-    axes_of = (
-        ("tokens at the last layer, % of sampled", lambda record: 100 * record["tokens"]["last_layer"]),
-        ("FLOPs, % of dense", lambda record: 100 * record["flops"]),
-        ("seconds a question, film included", lambda record: record["seconds"]),
-    )
-    figure, grid = pyplot.subplots(len(lengths), 3, figsize=(15, 4.6 * len(lengths)), squeeze=False, sharey=True)
-    for line, frames in zip(grid, lengths, strict=True):
-        shown = [r for r in records if r["frames"] == frames and r["form"] == "open"]
-        for axis, (label, value) in zip(line, axes_of, strict=True):
-            for record in shown:
-                macro = record["macro"]
-                at, height = value(record), 100 * macro["mean"]
-                known = record["setting"].split("@")[0]
-                style = {"dense": ("*", 220), "blind": ("x", 60), "random": ("s", 40), "uniform": ("D", 36)}
-                marker, size = style.get(known, ("o", 40))
-                axis.scatter([at], [height], marker=marker, s=size, zorder=3)
-                axis.vlines(at, 100 * macro["low"], 100 * macro["high"], alpha=0.4)
-                axis.annotate(record["setting"], (at, height), fontsize=7, xytext=(4, 3), textcoords="offset points")
-            axis.set_xlabel(label)
-            axis.grid(alpha=0.25)
-        line[0].set_ylabel(f"macro exact match, %, {frames} frames")
-    figure.suptitle("Generated scenes, held-out films; bars are 95 % intervals over films")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)

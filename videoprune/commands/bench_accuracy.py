@@ -63,7 +63,8 @@ def accuracy(
       videoprune bench accuracy --out DIR --recipes random,uniform --methods merge,prefill.fastv --budgets 0.1
     """
     from videoprune.bench import accuracy as bench
-    from videoprune.bench.accuracy_table import as_markdown, plot, summarise
+    from videoprune.bench.accuracy_plot import plot
+    from videoprune.bench.accuracy_table import as_markdown, summarise
     from videoprune.bench.settings import settings
 
     def listed(text: str | None) -> list[str]:
