@@ -147,3 +147,20 @@ def test_the_picture_shows_every_setting(
     assert len(made[0].axes) == panels
     said = {text.get_text() for axis in made[0].axes for text in (*axis.texts, *axis.get_yticklabels())}
     assert {name if count == 3 else name.split("@")[0].rpartition(".")[2] for name in names} - {"dense"} <= said
+
+
+def test_some_kinds_alone_and_films_that_were_asked_all(
+    videoprune: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = "bench accuracy --recipes random --budgets 0.2 --lengths 24 --each 1 --workers 1 --first-seed 8100000 --forms open"
+    words = [*line.split(), "--max-new-tokens", "4", "--no-plot", "--json", "--out", str(tmp_path / "out")]
+    assert videoprune(*words, "--films", "1").code == 0
+    some = videoprune(*words, "--films", "2", "--kinds", "topic,order")
+    assert some.code == 0, some.err
+    assert "films: 1/1" in some.err  # the first one was asked all kinds
+    kinds = next(record["kinds"] for record in json.loads(some.out) if record["setting"] == "dense")
+    assert {kind: found["n"] for kind, found in kinds.items()}["topic"] == 2
+    assert kinds["list"]["n"] == 1
+    refused = videoprune(*words, "--kinds", "colour,size")
+    assert refused.code == 2
+    assert "--kinds size" in refused.out

@@ -47,14 +47,16 @@ class Work:
     each: int
     forms: tuple[str, ...]
     choices: tuple[str, ...]  # settings that are asked in all forms; the others open alone
+    kinds: tuple[str, ...]
     films: Path
     model: str | None
     keep_films: bool
 
 
-def key(setting: Setting, film: HeldOut, model: str) -> str:
+def key(setting: Setting, film: HeldOut, model: str, kinds: Sequence[str] = KINDS) -> str:
     """What a film's rows are filed under."""
-    return f"{VERSION}:{model}:{setting.digest()}:{film.frames}:{film.seed}"
+    some = "" if set(kinds) == set(KINDS) else ":" + ",".join(sorted(kinds))
+    return f"{VERSION}:{model}:{setting.digest()}:{film.frames}:{film.seed}{some}"
 
 
 # ------------------------------------------------------------------------------------------------------------ one film
@@ -79,7 +81,7 @@ def measure_film(work: Work) -> list[dict[str, Any]]:
         if not work.keep_films:
             path.unlink(missing_ok=True)
             path.with_suffix(".json").unlink(missing_ok=True)
-    asked = work.film.questions(work.each)
+    asked = [one for one in work.film.questions(work.each) if one.kind in work.kinds]
     rows: list[dict[str, Any]] = []
     for setting, video in videos:
         rows += _ask(work, setting, video, asked)
@@ -120,7 +122,7 @@ def _ask(work: Work, setting: Setting, video: Video, asked: Sequence[Asked]) -> 
         fit = [one for one in asked if form == "open" or one.right is not None]
         for one, measured in zip(fit, FORM[form](video, fit), strict=True):
             base = {
-                "key": key(setting, work.film, model),
+                "key": key(setting, work.film, model, work.kinds),
                 "setting": setting.name,
                 "frames": work.film.frames,
                 "seed": work.film.seed,
@@ -208,6 +210,7 @@ def run(
     first_seed: int = FIRST_SEED,
     forms: Sequence[str] = FORMS,
     choices: Sequence[str] = ("dense", "demo", "blind"),
+    kinds: Sequence[str] = KINDS,
     workers: int = 1,
     model: str | None = None,
     keep_films: bool = False,
@@ -224,27 +227,35 @@ def run(
         first_seed: films are drawn from the seeds from here on.
         forms: how questions are asked: "open", "options" by likelihood, "letters" by generated letter.
         choices: names of the settings that are asked in all forms; the others are asked open.
+        kinds: of questions; a film that was asked all of them before is not asked again.
         workers: processes of one thread each.
         films: folder of the films, `out`/films where absent.
     """
     films = films or out / "films"
     out.mkdir(parents=True, exist_ok=True)
     name = _pipeline(model).model_name
+
+    def keys(setting: Setting, film: HeldOut) -> set[str]:
+        return {key(setting, film, name), key(setting, film, name, kinds)}
+
     done = {row["key"] for row in _read(out / "rows.jsonl")}
     works = []
     for frames in lengths:
         chosen = tuple(settings(frames))
         for seed in range(first_seed, first_seed + count):
             film = HeldOut(seed, frames)
-            todo = tuple(setting for setting in chosen if key(setting, film, name) not in done)
+            todo = tuple(setting for setting in chosen if not done & keys(setting, film))
             if todo:
-                works.append(Work(film, todo, each, tuple(forms), tuple(choices), films, model, keep_films))
+                works.append(
+                    Work(film, todo, each, tuple(forms), tuple(choices), tuple(kinds), films, model, keep_films)
+                )
     _measure(works, out, workers, tell)
     wanted = {
-        key(setting, HeldOut(seed, frames), name)
+        each_key
         for frames in lengths
         for setting in settings(frames)
         for seed in range(first_seed, first_seed + count)
+        for each_key in keys(setting, HeldOut(seed, frames))
     }
     return [row for row in _read(out / "rows.jsonl") if row["key"] in wanted]
 

@@ -38,6 +38,10 @@ def accuracy(
     choices: Annotated[
         str, typer.Option("--choices", metavar="A,B,…", help="Settings that are asked in all forms, others open alone.")
     ] = "dense,demo,blind",
+    kinds: Annotated[
+        str | None,
+        typer.Option("--kinds", metavar="A,B,…", help="Kinds of questions, such as order,count; all of them."),
+    ] = None,
     first_seed: Annotated[
         int, typer.Option("--first-seed", help="Films are drawn from the seeds from here on.")
     ] = SEEDS,
@@ -75,6 +79,10 @@ def accuracy(
     if unknown:
         raise UsageError(f"--forms {unknown[0]}: allowed are {', '.join(bench.FORMS)}")
 
+    strange = [kind for kind in listed(kinds) if kind not in bench.KINDS]
+    if strange:
+        raise UsageError(f"--kinds {strange[0]}: allowed are {', '.join(bench.KINDS)}")
+
     def of(length: int) -> list:  # type: ignore[type-arg]
         return settings(listed(recipes), listed(methods), listed(budgets), length * 16, max_new_tokens)
 
@@ -83,12 +91,14 @@ def accuracy(
     with Progress(quiet=quiet) as progress:
         rows = bench.run(
             of, out, lengths=frames, count=films, each=each, first_seed=first_seed, forms=listed(forms),
-            choices=listed(choices), workers=workers, model=model, keep_films=keep_films, tell=progress,
+            choices=listed(choices), kinds=listed(kinds) or bench.KINDS, workers=workers, model=model,
+            keep_films=keep_films, tell=progress,
         )  # fmt: skip
     records = summarise(rows, [setting.name for setting in of(frames[0])])
     command = (
         f"videoprune bench accuracy --out DIR --recipes {recipes}{f' --methods {methods}' if methods else ''} "
         f"--budgets {budgets} --lengths {lengths} --films {films} --each {each} --first-seed {first_seed} --workers {workers}"
+        + (f" --kinds {kinds}" if kinds else "")
     )
     head = (
         f"# Accuracy on generated scenes\n\n`{command}`\n\nvideoprune {__version__}, {films} held-out films of each length, "
