@@ -134,6 +134,15 @@ def test_a_process_hands_over_what_a_thread_does_and_survives_a_crash() -> None:
     decoder.close()
 
 
+def test_what_was_submitted_before_the_end_still_comes() -> None:
+    decoder = DecodeProcess()
+    decoder.submit(Reading(partial(FakeFilm, 5, [])))
+    decoder.submit(None)
+    assert [type(item) for item in everything(decoder)] == [Opened, *[Frames] * 5, Ended]
+    decoder.close()
+    assert decoder._process.returncode == 0
+
+
 def test_a_process_skips_the_rest_of_a_film() -> None:
     decoder = DecodeProcess(ahead=1000)
     reading = Reading(partial(FakeFilm, 100_000, []))

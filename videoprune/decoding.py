@@ -378,8 +378,6 @@ def serve(connection_fd: int, memory_fd: int, ahead: int) -> None:
                 readings.append(reading)
                 thread.submit(reading)
                 arrived.release()
-                if reading is None:
-                    return
         os._exit(1)  # the parent is gone
 
     threading.Thread(target=receive, name="videoprune-readings", daemon=True).start()
