@@ -49,7 +49,7 @@ def film(cache: Path, minutes: int, seed: int) -> Path:
 def ask(path: str) -> None:
     """`videoprune ask` in this process, with what it holds and has spent once the model is loaded beside its JSON."""
     from videoprune.commands import ask as command
-    from videoprune.decoding import DecodeProcess
+    from videoprune.decode_process import DecodeProcess
 
     loaded: dict[str, float] = {}
     load: Callable[..., Any] = command.load_pipeline

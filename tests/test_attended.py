@@ -36,7 +36,7 @@ def test_only_where_a_merge_method_wants_it(dense: Pipeline) -> None:
     assert [len(dense.with_recipe({"merge": {"method": name}}).stages.encode) for name in ("evs", "aim")] == [0, 0]
 
 
-def test_it_changes_no_token_and_is_what_fastervlm_keeps_the_best_of(dense: Pipeline, film: Path) -> None:
+def test_it_changes_no_token_and_is_what_fastervlm_keeps_the_best_of(dense: Pipeline) -> None:
     images = np.random.default_rng(0).integers(0, 255, (3, 112, 112, 3), dtype=np.uint8)
     seconds = np.arange(3.0)
     reading = dense.with_recipe({"merge": {"method": "vflowopt"}}).stages.encode

@@ -18,7 +18,8 @@ import pytest
 
 from tests import films
 from videoprune import watching
-from videoprune.decoding import DecodeProcess, DecodeThread, Ended, Opened, Reading, decoded_beside
+from videoprune.decode_process import DecodeProcess, decoded_beside
+from videoprune.decoding import DecodeThread, Ended, Opened, Reading
 from videoprune.errors import EnvironmentProblem, FilmError
 from videoprune.evaluate.rows import error_of
 from videoprune.report.report import Stopwatch
@@ -157,7 +158,7 @@ def test_a_process_skips_the_rest_of_a_film() -> None:
 
 SCRIPT = """
 import sys
-from videoprune.decoding import decoded_beside
+from videoprune.decode_process import decoded_beside
 from videoprune.video import Film, FrameRule
 
 print("run once")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from videoprune.answer import Progress, silent
-from videoprune.decoding import decoded_beside
+from videoprune.decode_process import decoded_beside
 from videoprune.models.host import Encoded, Sampling
 from videoprune.models.shortage import halving
 from videoprune.ops.counting import CountedFlops

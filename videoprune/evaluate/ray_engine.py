@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from videoprune.decoding import DecodeThread, Ended, Given, portable
+from videoprune.decode_process import Given, portable
+from videoprune.decoding import DecodeThread, Ended
 from videoprune.errors import EnvironmentProblem, VideoPruneError
 from videoprune.evaluate.jobs import Job, Settings
 from videoprune.evaluate.rows import error_of, film_row

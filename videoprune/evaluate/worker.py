@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from videoprune.decoding import DecodeProcess, Ended, Opened, Reading
+from videoprune.decode_process import DecodeProcess
+from videoprune.decoding import Ended, Opened, Reading
 from videoprune.errors import EnvironmentProblem, VideoPruneError
 from videoprune.evaluate.base import Question, protocol
 from videoprune.evaluate.jobs import Job, Settings
